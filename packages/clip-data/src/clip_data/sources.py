@@ -1,0 +1,228 @@
+"""Where the shards are: paths, globs, brace lists and buckets, and how to read bytes of one.
+
+Knows no format: a shard is a named run of bytes here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+__all__ = ["Format", "Shard", "SourceConfig", "expected_count", "list_shards", "open_shard"]
+
+Format = Literal["tfrecord", "webdataset"]
+
+_REMOTE = ("gs://", "s3://")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One set of shards of one format.
+
+    Args:
+        format: ``"tfrecord"`` or ``"webdataset"``.
+        shards: Paths, globs (``*.tfrecord``) and brace lists (``{000..123}.tar``), local, ``file://``, ``gs://`` or
+            ``s3://``.
+        weight: Expected share of samples where several sources are mixed; normalised over the sources.
+        image_key: Field that holds the image, or ``"auto"``: the first present of jpg, jpeg, png, webp, image.
+        caption_key: Field that holds the caption, or ``"auto"``: the first present of caption, txt, text.
+        label_key: Field that holds an integer label; None takes ``cls`` or ``label`` where present.
+
+    Raises:
+        ValueError: A value outside what is said above.
+    """
+
+    format: Format
+    shards: str | tuple[str, ...]
+    weight: float = 1.0
+    image_key: str = "auto"
+    caption_key: str = "auto"
+    label_key: str | None = None
+
+    def __post_init__(self):
+        if self.format not in get_args(Format):
+            raise ValueError(f"format must be one of {', '.join(get_args(Format))}, not {self.format!r}")
+        if isinstance(self.shards, list):
+            object.__setattr__(self, "shards", tuple(self.shards))
+        if not self.shards or not all(self.patterns):
+            raise ValueError(f"shards must name at least one shard, not {self.shards!r}")
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise ValueError(f"weight must be a positive number, not {self.weight!r}")
+        for name in ("image_key", "caption_key", "label_key"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must be a field's name, not ''")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """``shards`` as a tuple."""
+        return (self.shards,) if isinstance(self.shards, str) else self.shards
+
+
+class Shard(Protocol):
+    """An open shard: ``read_at`` may be called from any thread."""
+
+    path: str
+    size: int
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Returns ``length`` bytes from ``offset`` on, fewer only at the end of the shard."""
+        ...
+
+
+class _LocalShard:
+    def __init__(self, path: str):
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, min(length, self.size - offset), offset)
+
+    def __del__(self):
+        # Shards are shared between threads and dropped from a cache while others may still read them.
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+class _RemoteShard:
+    """A shard from a bucket, fetched whole: one long read instead of thousands of short ones."""
+
+    def __init__(self, path: str):
+        self.path = path
+        filesystem, inner = _filesystem(path)
+        with filesystem.open_input_stream(inner) as stream:
+            self._data = stream.read()
+        self.size = len(self._data)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+
+def open_shard(path: str) -> Shard:
+    """Opens one shard.
+
+    Args:
+        path: As ``list_shards`` returns it.
+
+    Returns:
+        The shard. A remote one is held in memory, whole, until it is dropped.
+
+    Raises:
+        OSError: It cannot be read; the message names it.
+    """
+    if not path.startswith(_REMOTE):
+        return _LocalShard(path)
+    try:
+        return _RemoteShard(path)
+    except OSError as error:
+        raise OSError(f"shard {path} cannot be read: {error}") from error
+
+
+def list_shards(patterns: str | Sequence[str]) -> list[str]:
+    """Lists the shards that patterns name.
+
+    Args:
+        patterns: As ``SourceConfig.shards``.
+
+    Returns:
+        One path for each shard: patterns in their order, brace lists counted up, globs sorted.
+
+    Raises:
+        FileNotFoundError: Some pattern names no shard; all such patterns are listed.
+        PermissionError: Some local shard may not be read; all are listed.
+        ValueError: A shard is named twice.
+    """
+    shards: list[str] = []
+    missing: list[str] = []
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    for pattern in itertools.chain.from_iterable(map(_expand_braces, patterns)):
+        found = _list_remote(pattern) if pattern.startswith(_REMOTE) else _list_local(pattern)
+        shards.extend(found)
+        if not found:
+            missing.append(pattern)
+    if missing:
+        hint = "; name the files in a directory with a glob, such as DIR/*.tar" if any(map(os.path.isdir, missing)) else ""
+        raise FileNotFoundError(f"no shard at {', '.join(_first(missing))}{hint}")
+    unreadable = [path for path in shards if not path.startswith(_REMOTE) and not os.access(path, os.R_OK)]
+    if unreadable:
+        raise PermissionError(f"no permission to read {', '.join(_first(unreadable))}")
+    if len(set(shards)) < len(shards):
+        twice = sorted({path for path in shards if shards.count(path) > 1})
+        raise ValueError(f"a shard must be named once, but {', '.join(_first(twice))} came twice; use weight to repeat data")
+    return shards
+
+
+def expected_count(path: str) -> int | None:
+    """Returns the number of samples that img2dataset's ``_stats.json`` beside a remote shard states, if there is one."""
+    stats = os.path.splitext(path)[0] + "_stats.json"
+    filesystem, inner = _filesystem(stats)
+    try:
+        with filesystem.open_input_stream(inner) as stream:
+            return int(json.loads(stream.read())["successes"])
+    except FileNotFoundError:
+        return None
+
+
+def _first(items: list[str], limit: int = 20) -> list[str]:
+    return items if len(items) <= limit else [*items[:limit], f"and {len(items) - limit} more"]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Expands ``{000..123}`` and ``{a,b}``, leftmost slowest."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    body = match[1]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    if span:
+        first, last = span.groups()
+        if int(last) < int(first):
+            raise ValueError(f"a brace list must count up, not {{{body}}} in {pattern!r}")
+        items = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    elif "," in body:
+        items = body.split(",")
+    else:
+        raise ValueError(f"a brace list is {{000..123}} or {{a,b}}, not {{{body}}} in {pattern!r}")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [head + item + rest for item in items for rest in _expand_braces(tail)]
+
+
+def _list_local(pattern: str) -> list[str]:
+    path = os.path.expanduser(pattern.removeprefix("file://"))
+    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]
+    return [path for path in found if os.path.isfile(path)]
+
+
+def _list_remote(pattern: str) -> list[str]:
+    from pyarrow import fs
+
+    filesystem, inner = _filesystem(pattern)
+    if not glob.has_magic(inner):
+        return [pattern] if filesystem.get_file_info(inner).type == fs.FileType.File else []
+    parts = inner.split("/")
+    depth = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    selector = fs.FileSelector("/".join(parts[:depth]), recursive=len(parts) > depth + 1, allow_not_found=True)
+    scheme = pattern[: pattern.index("://") + 3]
+    return sorted(
+        scheme + info.path
+        for info in filesystem.get_file_info(selector)
+        if info.type == fs.FileType.File
+        and info.path.count("/") == inner.count("/")
+        and all(map(fnmatch.fnmatchcase, info.path.split("/"), parts))
+    )
+
+
+def _filesystem(path: str):
+    """Returns pyarrow's filesystem for a URL and the path inside it."""
+    from pyarrow import fs
+
+    scheme, _, inner = path.partition("://")
+    return (fs.GcsFileSystem() if scheme == "gs" else fs.S3FileSystem()), inner

@@ -1,0 +1,252 @@
+"""TFRecord files of ``tf.train.Example``, read and written without TensorFlow.
+
+A record is ``uint64 length, uint32 crc(length), bytes data, uint32 crc(data)``, little-endian, with masked CRC-32C. A
+flipped byte in the data therefore loses one record, and one in a length loses what follows it.
+
+References:
+    https://www.tensorflow.org/tutorials/load_data/tfrecord and tensorflow/core/example/{example,feature}.proto.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from clip_data.faults import Fault, RecordError
+from clip_data.sources import Shard
+
+__all__ = ["encode_example", "index_tfrecord", "parse_example", "read_example", "write_examples"]
+
+_HEADER = struct.Struct("<QI")
+_CRC = struct.Struct("<I")
+
+
+def index_tfrecord(shard: Shard) -> tuple[list[tuple[int, int]], Fault | None]:
+    """Finds the records of a shard by hopping from length to length.
+
+    Args:
+        shard: An open shard.
+
+    Returns:
+        The offset and length of each record's data, in bytes, and what ended the walk early, if anything did.
+    """
+    entries: list[tuple[int, int]] = []
+    offset = 0
+    while offset < shard.size:
+        header = shard.read_at(offset, _HEADER.size)
+        if len(header) < _HEADER.size:
+            return entries, _cut_short(shard, offset, len(entries))
+        length, crc = _HEADER.unpack(header)
+        if _masked_crc(header[:8]) != crc:
+            detail = f"the length's checksum is wrong after {len(entries)} records: not a TFRecord, or a damaged one"
+            return entries, Fault(shard=shard.path, offset=offset, reason="bad_length", detail=detail, lost=False)
+        end = offset + _HEADER.size + length + _CRC.size
+        if end > shard.size:
+            return entries, _cut_short(shard, offset, len(entries))
+        entries.append((offset + _HEADER.size, length))
+        offset = end
+    return entries, None
+
+
+def read_example(shard: Shard, entry: tuple[int, int]) -> dict[str, Any]:
+    """Reads one record and parses its Example.
+
+    Args:
+        shard: An open shard.
+        entry: Offset and length, as from ``index_tfrecord``.
+
+    Returns:
+        As ``parse_example``, with lists of one element replaced by that element.
+
+    Raises:
+        RecordError: The checksum is wrong, or the bytes are no Example.
+    """
+    offset, length = entry
+    data = shard.read_at(offset, length + _CRC.size)
+    if len(data) < length + _CRC.size or _masked_crc(data[:length]) != _CRC.unpack_from(data, length)[0]:
+        raise RecordError("bad_checksum", f"the checksum of {length} bytes of data is wrong")
+    fields = parse_example(data[:length])
+    return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
+
+
+def parse_example(data: bytes) -> dict[str, list[Any]]:
+    """Parses a serialised ``tf.train.Example``.
+
+    Args:
+        data: The message's bytes.
+
+    Returns:
+        For each feature a list of bytes, of floats or of ints; an unset feature is an empty list.
+
+    Raises:
+        RecordError: The bytes are no Example.
+
+    >>> parse_example(encode_example({"key": "7", "width": 32}))
+    {'key': [b'7'], 'width': [32]}
+    """
+    features: dict[str, list[Any]] = {}
+    try:
+        for number, feature_map in _fields(data):
+            if number != 1:
+                continue
+            for number, entry in _fields(_sub(feature_map)):
+                if number != 1:
+                    continue
+                name, values = "", []
+                for number, value in _fields(_sub(entry)):
+                    if number == 1:
+                        name = _sub(value).decode("utf-8")
+                    elif number == 2:
+                        values = _parse_feature(_sub(value))
+                features[name] = values
+    except (ValueError, IndexError, struct.error) as error:
+        raise RecordError("bad_record", f"not a tf.train.Example ({error})") from error
+    return features
+
+
+def encode_example(fields: Mapping[str, Any]) -> bytes:
+    """Serialises a ``tf.train.Example`` with the types that img2dataset uses.
+
+    Args:
+        fields: bytes, str, int or float, or a sequence of one of them, by name; None is stored as ``b""``.
+
+    Returns:
+        The message's bytes.
+
+    Raises:
+        TypeError: A value of another type.
+    """
+    body = b"".join(
+        _length_delimited(1, _length_delimited(1, name.encode()) + _length_delimited(2, _encode_feature(name, value)))
+        for name, value in fields.items()
+    )
+    return _length_delimited(1, body)
+
+
+def write_examples(path: str | os.PathLike[str], examples: Iterable[Mapping[str, Any]]) -> int:
+    """Writes one TFRecord file.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        examples: One mapping for each record, as ``encode_example`` takes it.
+
+    Returns:
+        The number of records written.
+    """
+    count = 0
+    with open(path, "wb") as file:
+        for count, fields in enumerate(examples, start=1):  # noqa: B007
+            data = encode_example(fields)
+            length = struct.pack("<Q", len(data))
+            file.write(length + _CRC.pack(_masked_crc(length)) + data + _CRC.pack(_masked_crc(data)))
+    return count
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _cut_short(shard: Shard, offset: int, num_records: int) -> Fault:
+    detail = f"the file ends inside a record, after {num_records} whole ones"
+    return Fault(shard=shard.path, offset=offset, reason="shard_cut_short", detail=detail, lost=False)
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("a varint is longer than ten bytes")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Yields (field number, value) of a protobuf message: int for varints, bytes for all else."""
+    position, end = 0, len(data)
+    while position < end:
+        tag, position = _varint(data, position)
+        wire_type = tag & 7
+        if wire_type == 0:
+            value, position = _varint(data, position)
+            yield tag >> 3, value
+            continue
+        if wire_type == 2:
+            size, position = _varint(data, position)
+        elif wire_type in (1, 5):
+            size = 8 if wire_type == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire_type}")
+        if position + size > end:
+            raise ValueError("a field is longer than its message")
+        yield tag >> 3, data[position : position + size]
+        position += size
+
+
+def _sub(value: bytes | int) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where a message belongs")
+    return value
+
+
+def _parse_feature(data: bytes) -> list[Any]:
+    values: list[Any] = []
+    for kind, message in _fields(data):
+        for number, value in _fields(_sub(message)):
+            if number != 1:
+                continue
+            if kind == 1:
+                values.append(_sub(value))
+            elif kind == 2:
+                values.extend(np.frombuffer(_sub(value), "<f4").tolist())
+            elif kind == 3:
+                values.extend(_signed(number) for number in ([value] if isinstance(value, int) else _varints(value)))
+    return values
+
+
+def _varints(data: bytes) -> Iterator[int]:
+    position = 0
+    while position < len(data):
+        value, position = _varint(data, position)
+        yield value
+
+
+def _signed(value: int) -> int:
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _encode_varint(value: int) -> bytes:
+    value &= 0xFFFFFFFFFFFFFFFF
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _length_delimited(number: int, data: bytes) -> bytes:
+    return _encode_varint(number << 3 | 2) + _encode_varint(len(data)) + data
+
+
+def _encode_feature(name: str, value: Any) -> bytes:
+    single = value is None or isinstance(value, str | bytes | int | float | np.integer | np.floating)
+    values: Sequence[Any] = [b"" if value is None else value] if single else list(value)
+    if all(isinstance(v, str | bytes) for v in values):
+        items = b"".join(_length_delimited(1, v.encode() if isinstance(v, str) else v) for v in values)
+        return _length_delimited(1, items)
+    if all(isinstance(v, int | np.integer) for v in values):
+        return _length_delimited(3, _length_delimited(1, b"".join(_encode_varint(int(v)) for v in values)))
+    if all(isinstance(v, int | float | np.integer | np.floating) for v in values):
+        return _length_delimited(2, _length_delimited(1, np.asarray(values, "<f4").tobytes()))
+    raise TypeError(f"field {name!r} must be bytes, str, int, float or a sequence of one of them, not {value!r}")
