@@ -1,0 +1,35 @@
+"""Logical names of every parameter's dims, read off the variables."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from clip_models.config import ClipConfig
+from clip_models.params import Params, unflatten
+from clip_models.towers import text_structure, vision_structure
+
+
+def logical_axes(config: ClipConfig) -> Params:
+    """Names the dims of every parameter, for whoever places them on devices.
+
+    The names: ``layers``, ``embed``, ``heads`` (heads × head size, heads first), ``mlp``, ``vocab``, ``positions``,
+    ``patch``, ``queries``, ``projection``, ``norm``.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        The tree of :func:`init` with, for each array, a tuple of one name per dim.
+    """
+
+    tree: Params = {"vision": _axes(vision_structure(config)[1]), "text": _axes(text_structure(config)[1])}
+    tree["logit_scale"] = ()
+    if config.logit_bias_init is not None:
+        tree["logit_bias"] = ()
+    return tree
+
+
+def _axes(state: nnx.State) -> Params:
+    return unflatten(
+        {"/".join(map(str, path)): variable.get_metadata("axes") for path, variable in nnx.to_flat_state(state)}
+    )

@@ -1,0 +1,234 @@
+"""The model as pure functions on a config and a plain nested dict of float32 arrays.
+
+The dict is ``{"vision": {...}, "text": {...}, "logit_scale": (), "logit_bias": ()}``; ``logit_bias`` is there where the
+config gives it a first value. Each function traces and compiles like any other jax function: wrap it in ``jax.jit``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from clip_models.config import ClipConfig
+from clip_models.params import Params
+from clip_models.towers import bind_text_tower, bind_vision_tower, make_text_tower, make_vision_tower
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ClipOutput:
+    """What :func:`apply` returns; what its inputs do not reach is None.
+
+    Args:
+        image_embeds: float32 [b, e], unit norm.
+        text_embeds: float32 [n, e], unit norm.
+        logits_per_image: float32 [b, n], logit_scale · image_embeds · text_embedsᵀ + logit_bias.
+        logits_per_text: float32 [n, b], its transpose.
+        logit_scale: float32 (), the multiplier: the exponential of the parameter.
+        logit_bias: float32 (); None where the model has none.
+        image_hidden: [b, p, d], last hidden vectors of the image tower, in the compute dtype.
+        text_hidden: [n, t, d], last hidden vectors of the text tower, in the compute dtype.
+    """
+
+    image_embeds: jax.Array | None
+    text_embeds: jax.Array | None
+    logits_per_image: jax.Array | None
+    logits_per_text: jax.Array | None
+    logit_scale: jax.Array
+    logit_bias: jax.Array | None
+    image_hidden: jax.Array | None
+    text_hidden: jax.Array | None
+
+
+class Features(NamedTuple):
+    """What a tower computes before the projection.
+
+    Args:
+        pooled: float32 [b, d].
+        hidden: [b, p, d] or [b, t, d], in the compute dtype.
+    """
+
+    pooled: jax.Array
+    hidden: jax.Array
+
+
+def init(config: ClipConfig, key: jax.Array) -> Params:
+    """Draws random parameters, by the scheme that each tower's ``initialization`` names.
+
+    Works under ``jax.jit`` (with ``out_shardings``, each device draws its share) and ``jax.eval_shape``.
+
+    Args:
+        config: of the model.
+        key: PRNG key.
+
+    Returns:
+        Nested dict of float32 arrays. Weights of the blocks have a leading dim of layers.
+    """
+    vision_key, text_key = jax.random.split(key)
+    params: Params = {
+        "vision": nnx.to_pure_dict(nnx.state(make_vision_tower(config, vision_key), nnx.Param)),
+        "text": nnx.to_pure_dict(nnx.state(make_text_tower(config, text_key), nnx.Param)),
+        "logit_scale": jnp.float32(config.logit_scale_init),
+    }
+    if config.logit_bias_init is not None:
+        params["logit_bias"] = jnp.float32(config.logit_bias_init)
+    return params
+
+
+def apply(
+    config: ClipConfig,
+    params: Mapping[str, Any],
+    *,
+    pixel_values: jax.Array | None = None,
+    input_ids: jax.Array | None = None,
+    attention_mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> ClipOutput:
+    """Runs the towers whose inputs are given and, with both, compares every image with every text.
+
+    Args:
+        config: of the model.
+        params: from :func:`init` or :func:`clip_models.load_pretrained`.
+        pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says.
+        input_ids: int [n, t].
+        attention_mask: [n, t], 0 at tokens that no token may attend to. None: all may be.
+        key: PRNG key for layers that draw random numbers in training. No layer does yet.
+
+    Returns:
+        The embeddings, logits and hidden vectors.
+
+    Raises:
+        ValueError: an input or a parameter has not the shape that the config calls for.
+    """
+    if pixel_values is None and input_ids is None:
+        raise ValueError("apply needs pixel_values, input_ids or both; got neither.")
+    image_embeds = text_embeds = image_hidden = text_hidden = logits = None
+    if pixel_values is not None:
+        tower = bind_vision_tower(config, params)
+        pooled, image_hidden = tower(pixel_values)
+        image_embeds = _normalize(tower.project(pooled))
+    if input_ids is not None:
+        tower = bind_text_tower(config, params)
+        pooled, text_hidden = tower(input_ids, attention_mask)
+        text_embeds = _normalize(tower.project(pooled))
+    logit_scale = jnp.exp(params["logit_scale"])
+    logit_bias = params["logit_bias"] if config.logit_bias_init is not None else None
+    if image_embeds is not None and text_embeds is not None:
+        logits = logit_scale * (image_embeds @ text_embeds.T)
+        logits = logits if logit_bias is None else logits + logit_bias
+    return ClipOutput(
+        image_embeds=image_embeds,
+        text_embeds=text_embeds,
+        logits_per_image=logits,
+        logits_per_text=None if logits is None else logits.T,
+        logit_scale=logit_scale,
+        logit_bias=logit_bias,
+        image_hidden=image_hidden,
+        text_hidden=text_hidden,
+    )
+
+
+def encode_image(
+    config: ClipConfig, params: Mapping[str, Any], pixel_values: jax.Array, *, key: jax.Array | None = None
+) -> jax.Array:
+    """Embeds images; needs ``params["vision"]`` alone.
+
+    Args:
+        config: of the model.
+        params: with at least the image tower.
+        pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says.
+        key: as in :func:`apply`.
+
+    Returns:
+        float32 [b, e], unit norm.
+    """
+    tower = bind_vision_tower(config, params)
+    return _normalize(tower.project(tower(pixel_values)[0]))
+
+
+def encode_text(
+    config: ClipConfig,
+    params: Mapping[str, Any],
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Embeds texts; needs ``params["text"]`` alone.
+
+    Args:
+        config: of the model.
+        params: with at least the text tower.
+        input_ids: int [b, t].
+        attention_mask: as in :func:`apply`.
+        key: as in :func:`apply`.
+
+    Returns:
+        float32 [b, e], unit norm.
+    """
+    tower = bind_text_tower(config, params)
+    return _normalize(tower.project(tower(input_ids, attention_mask)[0]))
+
+
+def image_features(
+    config: ClipConfig, params: Mapping[str, Any], pixel_values: jax.Array, *, key: jax.Array | None = None
+) -> Features:
+    """Runs the image tower up to its pooled vector, for a head of your own; needs ``params["vision"]`` alone.
+
+    Args:
+        config: of the model.
+        params: with at least the image tower.
+        pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says.
+        key: as in :func:`apply`.
+
+    Returns:
+        Pooled and hidden vectors, before the projection, not normalised to unit length.
+    """
+    return Features(*bind_vision_tower(config, params)(pixel_values))
+
+
+def text_features(
+    config: ClipConfig,
+    params: Mapping[str, Any],
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+) -> Features:
+    """Runs the text tower up to its pooled vector, for a head of your own; needs ``params["text"]`` alone.
+
+    Args:
+        config: of the model.
+        params: with at least the text tower.
+        input_ids: int [b, t].
+        attention_mask: as in :func:`apply`.
+        key: as in :func:`apply`.
+
+    Returns:
+        Pooled and hidden vectors, before the projection, not normalised to unit length.
+    """
+    return Features(*bind_text_tower(config, params)(input_ids, attention_mask))
+
+
+def num_params(config: ClipConfig) -> int:
+    """Counts the parameters, from shapes alone.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        The count, towers, projections, scale and bias together.
+    """
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def _normalize(x: jax.Array) -> jax.Array:
+    """Scales [b, e] to unit norm; the zero vector stays zero, with finite gradients."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-24))
