@@ -13,7 +13,9 @@ from clip_models.clip import (
     text_features,
 )
 from clip_models.config import ClipConfig, ComputeConfig, PreprocessConfig, TextConfig, VisionConfig
+from clip_models.preprocess import preprocess_images
 from clip_models.presets import preset, presets
+from clip_models.pretrained import load_pretrained, save_pretrained
 
 __all__ = [
     "ClipConfig",
@@ -28,9 +30,12 @@ __all__ = [
     "encode_text",
     "image_features",
     "init",
+    "load_pretrained",
     "logical_axes",
     "num_params",
+    "preprocess_images",
     "preset",
     "presets",
+    "save_pretrained",
     "text_features",
 ]

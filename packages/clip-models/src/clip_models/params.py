@@ -49,23 +49,39 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return params
 
 
-def check_shapes(expected: Mapping[str, Any], arrived: Mapping[str, Any], *, source: str) -> None:
-    """Refuses arrays that are not exactly the expected ones.
+def shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every array by its flat name.
 
     Args:
-        expected: by name, anything with a shape.
-        arrived: by name, anything with a shape.
-        source: what the arrays came from, for the message.
+        params: nested dicts of arrays, or of anything with a shape.
+
+    Returns:
+        Shapes by name.
+    """
+    return {name: tuple(leaf.shape) for name, leaf in flatten(params).items()}
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_shapes(expected: Shapes, arrived: Shapes, *, source: str) -> None:
+    """Refuses shapes that are not exactly the expected ones.
+
+    Args:
+        expected: by name.
+        arrived: by name.
+        source: where the arrays are, for the message.
 
     Raises:
         ValueError: naming every missing, extra and misshapen array.
     """
-    problems = [f"missing {name} {list(expected[name].shape)}" for name in expected if name not in arrived]
-    problems += [f"extra {name} {list(arrived[name].shape)}" for name in arrived if name not in expected]
+    if expected == arrived:
+        return
+    problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in arrived]
+    problems += [f"extra {name} {list(shape)}" for name, shape in arrived.items() if name not in expected]
     problems += [
-        f"misshapen {name}: expected {list(expected[name].shape)}, got {list(arrived[name].shape)}"
-        for name in expected
-        if name in arrived and tuple(expected[name].shape) != tuple(arrived[name].shape)
+        f"misshapen {name}: expected {list(shape)}, got {list(arrived[name])}"
+        for name, shape in expected.items()
+        if name in arrived and arrived[name] != shape
     ]
-    if problems:
-        raise ValueError(f"{source} must match the config array by array; it does not:\n  " + "\n  ".join(problems))
+    raise ValueError(f"the arrays of {source} must be those of the config; they are not:\n  " + "\n  ".join(problems))

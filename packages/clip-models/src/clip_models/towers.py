@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from clip_models.config import ClipConfig
-from clip_models.params import check_shapes, flatten
+from clip_models.params import check_shapes, shapes
 from clip_models.text import TextTower
 from clip_models.vision import VisionTower
 
@@ -59,5 +59,5 @@ def _bind(structure: tuple[nnx.GraphDef, nnx.State], params: Mapping[str, Any], 
         raise ValueError(f"params must hold the {name} tower under {name!r}; got the keys {sorted(params)}.")
     graphdef, state = structure
     # nnx.merge matches leaves by order, not by name: without this a misnamed array would be taken for another
-    check_shapes(flatten(nnx.to_pure_dict(state)), flatten(params[name]), source=f"params[{name!r}]")
+    check_shapes(shapes(nnx.to_pure_dict(state)), shapes(params[name]), source=f"params[{name!r}]")
     return nnx.merge(graphdef, params[name])

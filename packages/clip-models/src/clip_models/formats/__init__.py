@@ -1,0 +1,1 @@
+"""On-disk formats of weights, one module each."""
