@@ -6,16 +6,17 @@ config gives it a first value. Each function traces and compiles like any other 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from clip_models.config import ClipConfig
+from clip_models.config import ClipConfig, ComputeConfig
 from clip_models.params import Params
 from clip_models.towers import bind_text_tower, bind_vision_tower, make_text_tower, make_vision_tower
 
@@ -70,6 +71,11 @@ def init(config: ClipConfig, key: jax.Array) -> Params:
     Returns:
         Nested dict of float32 arrays. Weights of the blocks have a leading dim of layers.
     """
+    return _init(replace(config, compute=ComputeConfig()), key)  # how it runs is no reason to compile again
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one by one, its hundred operations would take seconds to compile
+def _init(config: ClipConfig, key: jax.Array) -> Params:
     vision_key, text_key = jax.random.split(key)
     params: Params = {
         "vision": nnx.to_pure_dict(nnx.state(make_vision_tower(config, vision_key), nnx.Param)),

@@ -47,7 +47,9 @@ class TransformerConfig:
                 )
             object.__setattr__(self, "num_heads", self.width // 64)
         if self.width % self.num_heads:
-            raise ValueError(f"width must be a multiple of num_heads; got width={self.width}, {self.num_heads=}.")
+            raise ValueError(
+                f"width must be a multiple of num_heads; got width={self.width}, num_heads={self.num_heads}."
+            )
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.width)
         if not self.norm_eps > 0:

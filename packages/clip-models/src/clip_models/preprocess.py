@@ -1,4 +1,4 @@
-"""Pictures to the arrays that a model expects, with numpy and Pillow alone; for training at speed there is clip_data."""
+"""Pictures to the arrays that a model expects, with numpy and Pillow alone; for training there is clip_data."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def save(directory: Path, config: ClipConfig, params: Mapping[str, Any]) -> None
     flat = flatten(params)
     check_shapes(_expected(config), shapes(params), source="params")
     directory.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(jax.device_get(array)) for name, array in flat.items()}
+    arrays = {name: np.asarray(jax.device_get(array), order="C") for name, array in flat.items()}
     save_file(arrays, directory / "model.safetensors", metadata={"format": "np"})
     contents = {"model_type": MODEL_TYPE, "config": dataclasses.asdict(config)}
     (directory / "config.json").write_text(json.dumps(contents, indent=2) + "\n")

@@ -1,0 +1,83 @@
+"""Two tiny models that between them use most options, and their inputs."""
+
+import jax
+import numpy as np
+import pytest
+
+from clip_models import ClipConfig, TextConfig, VisionConfig, init
+
+collect_ignore = ["fixtures/make_fixtures.py"]  # it runs in PyTorch's environment
+
+
+def siglip_config() -> ClipConfig:
+    return ClipConfig(
+        vision=VisionConfig(image_size=16, patch_size=4, width=24, num_layers=3, num_heads=2),
+        text=TextConfig(vocab_size=20, max_length=6, width=20, num_layers=2, num_heads=2, mlp_dim=24),
+    )
+
+
+def clip_config() -> ClipConfig:
+    return ClipConfig(
+        vision=VisionConfig(
+            image_size=16,
+            patch_size=8,
+            width=24,
+            num_layers=2,
+            num_heads=3,
+            pool="cls",
+            patch_bias=False,
+            embed_norm=True,
+            activation="quick_gelu",
+            initialization="clip",
+        ),
+        text=TextConfig(
+            vocab_size=20,
+            max_length=6,
+            width=16,
+            num_layers=3,
+            num_heads=2,
+            causal=True,
+            pool="first_eos",
+            eos_token_id=19,
+            projection_bias=False,
+            initialization="clip",
+        ),
+        projection_dim=10,
+        logit_bias_init=None,
+    )
+
+
+@pytest.fixture(params=[siglip_config, clip_config], ids=["siglip", "clip"])
+def config(request) -> ClipConfig:
+    return request.param()
+
+
+@pytest.fixture
+def siglip() -> ClipConfig:
+    return siglip_config()
+
+
+@pytest.fixture
+def clip() -> ClipConfig:
+    return clip_config()
+
+
+@pytest.fixture
+def params(config):
+    """Random everywhere: the published schemes leave zeros and ones that hide mistakes."""
+    params = init(config, jax.random.key(0))
+    leaves, treedef = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    return treedef.unflatten([leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32) for leaf in leaves])
+
+
+@pytest.fixture
+def pixel_values() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(3, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def input_ids() -> np.ndarray:
+    ids = np.random.default_rng(2).integers(0, 18, (4, 6))
+    ids[np.arange(4), [2, 5, 3, 4]] = 19
+    return ids
