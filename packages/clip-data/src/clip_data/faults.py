@@ -68,7 +68,8 @@ class Fault:
     lost: bool = True
 
     def __str__(self) -> str:
-        return f"{self.shard} at byte {self.offset}{f', key {self.key}' if self.key else ''}: {self.reason}: {self.detail}"
+        key = f", key {self.key}" if self.key else ""
+        return f"{self.shard} at byte {self.offset}{key}: {self.reason}: {self.detail}"
 
 
 class FaultLog:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -149,19 +150,28 @@ def list_shards(patterns: str | Sequence[str]) -> list[str]:
         if not found:
             missing.append(pattern)
     if missing:
-        hint = "; name the files in a directory with a glob, such as DIR/*.tar" if any(map(os.path.isdir, missing)) else ""
+        hint = "; a directory's files are named by a glob, DIR/*.tar" if any(map(os.path.isdir, missing)) else ""
         raise FileNotFoundError(f"no shard at {', '.join(_first(missing))}{hint}")
     unreadable = [path for path in shards if not path.startswith(_REMOTE) and not os.access(path, os.R_OK)]
     if unreadable:
         raise PermissionError(f"no permission to read {', '.join(_first(unreadable))}")
     if len(set(shards)) < len(shards):
-        twice = sorted({path for path in shards if shards.count(path) > 1})
-        raise ValueError(f"a shard must be named once, but {', '.join(_first(twice))} came twice; use weight to repeat data")
+        twice = sorted(path for path, count in Counter(shards).items() if count > 1)
+        raise ValueError(f"name each shard once ({', '.join(_first(twice))} came again) and repeat data by weight")
     return shards
 
 
 def expected_count(path: str) -> int | None:
-    """Returns the number of samples that img2dataset's ``_stats.json`` beside a remote shard states, if there is one."""
+    """Returns the number of samples that img2dataset's ``_stats.json`` beside a shard in a bucket states.
+
+    Args:
+        path: As ``list_shards`` returns it.
+
+    Returns:
+        The number, or None where the shard is local, which is quicker to count than to trust, or has no such file.
+    """
+    if not path.startswith(_REMOTE):
+        return None
     stats = os.path.splitext(path)[0] + "_stats.json"
     filesystem, inner = _filesystem(stats)
     try:

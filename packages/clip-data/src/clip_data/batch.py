@@ -1,0 +1,41 @@
+"""What the pipeline yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One process's rows of a batch, b of them, of which ``mask`` says which are real.
+
+    Only the last batches of an evaluation hold rows that are not: their pixels, ids and captions are zero or empty.
+
+    Args:
+        image: uint8 [b, h, w, 3], RGB in [0, 255].
+        input_ids: int32 [b, t], or None where the pipeline has no tokenizer.
+        attention_mask: int32 [b, t], 1 at tokens and 0 at padding, or None likewise.
+        mask: bool [b], True for real rows.
+        image_ids: int32 [b], equal for equal image bytes; a checksum, -1 where the row is not real.
+        text_ids: int32 [b], equal for equal captions; likewise.
+        label: int32 [b], -1 where a record has none; None where no record of the batch has one.
+        key: b keys, for people.
+        caption: b captions, for people.
+    """
+
+    image: np.ndarray
+    input_ids: np.ndarray | None
+    attention_mask: np.ndarray | None
+    mask: np.ndarray
+    image_ids: np.ndarray
+    text_ids: np.ndarray
+    label: np.ndarray | None
+    key: list[str]
+    caption: list[str]
+
+    def __len__(self) -> int:
+        return len(self.mask)

@@ -1,0 +1,103 @@
+"""Captions to token ids, by any tokenizer that ``transformers`` can open.
+
+``transformers`` is imported when a tokenizer is opened, and not before.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["Padding", "Tokenizer"]
+
+Padding = Literal["max_length", "longest"]
+
+
+class Tokenizer:
+    """A tokenizer with everything about the shape of its output decided.
+
+    Args:
+        name_or_path: A directory, or the name of a repository on the Hugging Face Hub.
+        text_length: Tokens that a text is cut to; the tokenizer's own closing token is kept.
+        lower_case: Whether texts are lower-cased first.
+        padding: ``"max_length"`` pads to ``text_length``, ``"longest"`` to the longest text of a call.
+        pad_id: Token to pad with; None takes the tokenizer's.
+
+    Raises:
+        ValueError: A value outside what is said above; no tokenizer there; none to pad with.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        text_length: int,
+        lower_case: bool = False,
+        padding: Padding = "max_length",
+        pad_id: int | None = None,
+    ):
+        if text_length < 1:
+            raise ValueError(f"text_length must be at least 1, not {text_length}")
+        if padding not in ("max_length", "longest"):
+            raise ValueError(f"padding must be max_length or longest, not {padding!r}")
+        self.name_or_path, self.text_length, self.lower_case, self.padding = (
+            name_or_path,
+            text_length,
+            lower_case,
+            padding,
+        )
+        self._tokenizer = _open(name_or_path)
+        self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
+        pad = self._tokenizer.pad_token_id if pad_id is None else pad_id
+        if pad is None:
+            raise ValueError(f"the tokenizer {name_or_path} has no padding token; give pad_id")
+        self.pad_id: int = pad
+        self.vocab_size: int = 1 + max(pad, *self._tokenizer.get_vocab().values())
+        # Setting truncation changes a fast tokenizer, which may not happen while another thread encodes.
+        self._lock = threading.Lock()
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenises texts.
+
+        Args:
+            texts: n of them.
+
+        Returns:
+            input_ids int32 [n, t] and attention_mask int32 [n, t], 1 at tokens and 0 at padding.
+        """
+        texts = [text.lower() for text in texts] if self.lower_case else list(texts)
+        if not texts:
+            return np.zeros((0, self.text_length), np.int32), np.zeros((0, self.text_length), np.int32)
+        with self._lock:
+            rows = self._tokenizer(texts, truncation=True, max_length=self.text_length, return_attention_mask=False)[
+                "input_ids"
+            ]
+        width = self.text_length if self.padding == "max_length" else max(map(len, rows))
+        input_ids = np.full((len(rows), width), self.pad_id, np.int32)
+        attention_mask = np.zeros((len(rows), width), np.int32)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = row
+            attention_mask[i, : len(row)] = 1
+        return input_ids, attention_mask
+
+
+def _open(name_or_path: str) -> Any:
+    is_directory = os.path.isdir(name_or_path)
+    if not is_directory and (name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~"))):
+        # What cannot be a repository's name was meant as a directory: say so instead of asking the Hub.
+        if "/" in name_or_path or "\\" in name_or_path:
+            raise ValueError(f"there is no tokenizer directory {name_or_path!r}")
+    # Tokenizers need no PyTorch, whose absence transformers announces on import.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, local_files_only=is_directory)
+    except (OSError, ValueError) as error:
+        place = "the directory" if is_directory else "the Hugging Face Hub, its cache or a directory"
+        summary = str(error).strip().splitlines()[0]
+        raise ValueError(f"no tokenizer {name_or_path!r} in {place}: {summary}") from error
