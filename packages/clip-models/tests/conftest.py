@@ -47,6 +47,14 @@ def clip_config() -> ClipConfig:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """The programs are tiny: to optimise them takes longer than to run them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(params=[siglip_config, clip_config], ids=["siglip", "clip"])
 def config(request) -> ClipConfig:
     return request.param()

@@ -20,12 +20,26 @@ def loop_blocks(blocks, x, *, mask, causal):
     return x
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.fixture(scope="module")
+def stack():
+    """(graphdef, weights) of four blocks."""
+    graphdef = nnx.split(nnx.eval_shape(lambda: stack_blocks(CONFIG, rngs=nnx.Rngs(0))))[0]
+    return graphdef, jax.jit(lambda: nnx.state(stack_blocks(CONFIG, rngs=nnx.Rngs(0))))()
+
+
 @pytest.mark.parametrize(
-    "compute", [{}, {"unroll": 2}, {"unroll": 9}, {"remat": "minimal"}, {"remat": "full"}], ids=str
+    ("compute", "causal"),
+    [
+        ({}, False),
+        ({"unroll": 3}, True),
+        ({"unroll": 9}, False),
+        ({"remat": "minimal"}, True),
+        ({"remat": "full"}, False),
+    ],
+    ids=str,
 )
-def test_scan_is_the_loop(compute, causal):
-    graphdef, weights = nnx.split(stack_blocks(CONFIG, rngs=nnx.Rngs(0)))
+def test_scan_is_the_loop(stack, compute, causal):
+    graphdef, weights = stack
     x = jax.random.normal(jax.random.key(1), (2, 5, 16))
     mask = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)[:, None, None, :]
 
@@ -44,16 +58,16 @@ def test_scan_is_the_loop(compute, causal):
 
 def test_a_deeper_stack_compiles_to_no_larger_program():
     def program(num_layers):
-        blocks = stack_blocks(replace(CONFIG, num_layers=num_layers), rngs=nnx.Rngs(0))
-        graphdef, weights = nnx.split(blocks)
+        config = replace(CONFIG, num_layers=num_layers)
+        graphdef, weights = nnx.split(nnx.eval_shape(lambda: stack_blocks(config, rngs=nnx.Rngs(0))))
         run = jax.jit(lambda w, x: scan_blocks(nnx.merge(graphdef, w), x, compute=ComputeConfig()))
         return len(run.lower(weights, jnp.ones((1, 5, 16))).as_text().splitlines())
 
     assert program(12) == program(2)
 
 
-def test_full_remat_keeps_less():
-    graphdef, weights = nnx.split(stack_blocks(CONFIG, rngs=nnx.Rngs(0)))
+def test_remat_keeps_less(stack):
+    graphdef, weights = stack
     x = jnp.ones((8, 64, 16))
 
     def temporary_bytes(remat):
