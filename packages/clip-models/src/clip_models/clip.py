@@ -104,7 +104,7 @@ def apply(
         pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says.
         input_ids: int [n, t].
         attention_mask: [n, t], 0 at tokens that no token may attend to. None: all may be.
-        key: PRNG key for layers that draw random numbers in training. No layer does yet.
+        key: PRNG key for layers that draw random numbers in training; no option of this version does.
 
     Returns:
         The embeddings, logits and hidden vectors.
