@@ -4,8 +4,8 @@ The pictures are the 1,797 test digits of "Optical Recognition of Handwritten Di
 UCI Machine Learning Repository, https://doi.org/10.24432/C50P49), licensed CC BY 4.0. Changes made here: enlarged from
 8x8 to 32x32 pixels, drawn as dark ink on white, stored as WebP, and given captions.
 
-The shards have the schema that img2dataset writes, plus an integer ``label``. The result does not depend on the machine,
-but the bytes of the WebP files may change with the version of libwebp. Run it with
+The shards have the schema that img2dataset writes, plus an integer ``label``. The same versions of the libraries give
+the same bytes. Run it with
 
     uv run --group examples python examples/digits/make_digits.py
 """
@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from clip_data.tfrecord import write_examples
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from clip_data.tfrecord import write_examples
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -106,7 +107,7 @@ def write_shard(name: str, number: int, rows: np.ndarray, images: np.ndarray, la
 
 
 def write_tokenizer() -> None:
-    """Writes a word-level tokenizer of every word that captions can hold, in SigLIP's manner: lower case, eos, padding."""
+    """Writes a word-level tokenizer of all words of captions, in SigLIP's manner: lower case, eos, padding."""
     words = set(CLASSNAMES) | {str(digit) for digit in range(10)} | {"a", "an"}
     words |= {word for phrasing in TEMPLATES + WITH_ARTICLE for word in phrasing.split() if "{" not in word}
     vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *sorted(words)])}

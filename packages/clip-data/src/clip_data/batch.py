@@ -13,7 +13,7 @@ __all__ = ["Batch"]
 class Batch:
     """One process's rows of a batch, b of them, of which ``mask`` says which are real.
 
-    Only the last batches of an evaluation hold rows that are not: their pixels, ids and captions are zero or empty.
+    Only an evaluation holds rows that are not: their pixels are zero and their captions empty.
 
     Args:
         image: uint8 [b, h, w, 3], RGB in [0, 255].

@@ -6,10 +6,11 @@ Normalisation, crops and flips are the trainer's, on the device.
 from __future__ import annotations
 
 import io
+import struct
 from typing import Literal
 
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from clip_data.faults import RecordError
 
@@ -21,6 +22,16 @@ ResizeMode = Literal["squash", "shortest", "longest"]
 MAX_PIXELS = 64 * 1024 * 1024
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # The plugins' own classes, not Image.open: it warns about large images before ours can be refused.
 _DECODERS = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
@@ -97,9 +108,26 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if "exif" not in image.info:
-        return image
-    return ImageOps.exif_transpose(image)
+    turn = _TURNS.get(_orientation(image.info.get("exif", b"")))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(exif: bytes) -> int:
+    """Reads the one tag that matters; Pillow's reader gives up on blocks that are damaged elsewhere."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        (num_tags,) = struct.unpack_from(order + "H", exif, start)
+        for entry in range(start + 2, start + 2 + 12 * num_tags, 12):
+            tag, value = struct.unpack_from(order + "H6xH", exif, entry)
+            if tag == _ORIENTATION_TAG:
+                return value
+    except struct.error:  # the block ends before its own directory does: no orientation is known
+        return 1
+    return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -167,7 +168,7 @@ def _text(value: Any) -> tuple[str, bool]:
 
 def _label(value: Any, name: str) -> int:
     try:
-        label = int(value)
+        label = operator.index(value) if not isinstance(value, str | bytes) else int(value)
     except (TypeError, ValueError) as error:
         raise RecordError("bad_record", f"{name} must be an integer, not {value!r:.100}") from error
     if not -(1 << 31) <= label < 1 << 31:

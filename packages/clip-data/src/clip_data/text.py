@@ -87,10 +87,9 @@ class Tokenizer:
 
 def _open(name_or_path: str) -> Any:
     is_directory = os.path.isdir(name_or_path)
-    if not is_directory and (name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~"))):
-        # What cannot be a repository's name was meant as a directory: say so instead of asking the Hub.
-        if "/" in name_or_path or "\\" in name_or_path:
-            raise ValueError(f"there is no tokenizer directory {name_or_path!r}")
+    looks_like_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))
+    if looks_like_path and not is_directory:  # no repository is called so: say it without asking the Hub
+        raise ValueError(f"there is no tokenizer directory {name_or_path!r}")
     # Tokenizers need no PyTorch, whose absence transformers announces on import.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer

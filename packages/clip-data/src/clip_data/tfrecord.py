@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import google_crc32c
@@ -240,11 +240,12 @@ def _length_delimited(number: int, data: bytes) -> bytes:
 
 
 def _encode_feature(name: str, value: Any) -> bytes:
-    single = value is None or isinstance(value, str | bytes | int | float | np.integer | np.floating)
-    values: Sequence[Any] = [b"" if value is None else value] if single else list(value)
+    values: list[Any] = (
+        list(value) if isinstance(value, list | tuple | np.ndarray) else [b"" if value is None else value]
+    )
     if all(isinstance(v, str | bytes) for v in values):
-        items = b"".join(_length_delimited(1, v.encode() if isinstance(v, str) else v) for v in values)
-        return _length_delimited(1, items)
+        strings = [v.encode() if isinstance(v, str) else bytes(v) for v in values]
+        return _length_delimited(1, b"".join(_length_delimited(1, v) for v in strings))
     if all(isinstance(v, int | np.integer) for v in values):
         return _length_delimited(3, _length_delimited(1, b"".join(_encode_varint(int(v)) for v in values)))
     if all(isinstance(v, int | float | np.integer | np.floating) for v in values):

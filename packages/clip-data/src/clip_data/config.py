@@ -1,0 +1,84 @@
+"""What a pipeline is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clip_data.image import Interpolation, ResizeMode
+from clip_data.sources import SourceConfig
+from clip_data.text import Padding
+
+__all__ = ["DataConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a pipeline reads and how it prepares it.
+
+    Args:
+        sources: At least one.
+        image_size: Side of the images, in pixels.
+        resize_mode: How a picture becomes square, as in ``decode_image``.
+        interpolation: Of the resize: ``"bicubic"`` or ``"bilinear"``, always antialiased.
+        tokenizer: A directory or a name on the Hugging Face Hub. None: images only; captions are passed on, and may
+            be empty.
+        text_length: Tokens of a text.
+        lower_case: Whether captions are lower-cased before tokenising.
+        padding: ``"max_length"`` or ``"longest"``, as in ``Tokenizer``.
+        pad_id: Token to pad with; None takes the tokenizer's.
+        seed: Of the order of samples.
+        shuffle: False takes shards and records as they are listed.
+        num_epochs: Times that the data are gone through; None goes on for ever.
+        block_shards: Shards whose records are shuffled among themselves. Those of a bucket are held in memory.
+        empty_caption: What becomes of samples whose caption is missing or blank: ``"drop"`` or ``"keep"``.
+        max_bad_fraction: Share of samples that may be unusable before the run stops, in [0, 1].
+        num_threads: That decode; None is one for each core that the process may use.
+        prefetch: Batches prepared ahead.
+
+    Raises:
+        ValueError: A value outside what is said above.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    image_size: int
+    resize_mode: ResizeMode = "squash"
+    interpolation: Interpolation = "bicubic"
+    tokenizer: str | None
+    text_length: int
+    lower_case: bool = False
+    padding: Padding = "max_length"
+    pad_id: int | None = None
+    seed: int = 0
+    shuffle: bool = True
+    num_epochs: int | None = None
+    block_shards: int = 8
+    empty_caption: Literal["drop", "keep"] = "drop"
+    max_bad_fraction: float = 0.1
+    num_threads: int | None = None
+    prefetch: int = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if not self.sources:
+            raise ValueError("sources must hold at least one source; got none")
+        for name in ("image_size", "text_length", "num_epochs", "block_shards", "num_threads", "prefetch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value!r}")
+        choices = {
+            "resize_mode": ("squash", "shortest", "longest"),
+            "interpolation": ("bicubic", "bilinear"),
+            "padding": ("max_length", "longest"),
+            "empty_caption": ("drop", "keep"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether every sample comes exactly once an epoch, padded and masked, rather than in full, mixed batches."""
+        return not self.shuffle and self.num_epochs is not None

@@ -1,0 +1,123 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from clip_data import decode_image
+from clip_data.faults import RecordError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (12, 20, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("GIF", {})])
+def test_lossless_formats_come_back_exactly(encode, form, options):
+    pixels = PIXELS[:, :, :1].repeat(3, 2)  # grey: GIF's palette holds all of it
+    np.testing.assert_array_equal(decode_image(encode(pixels, form=form, **options)), pixels)
+
+
+def test_jpeg_matches_pillow(encode):
+    data = encode(PIXELS, form="JPEG", quality=90)
+    np.testing.assert_array_equal(decode_image(data), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resize_modes(encode, interpolation):
+    data, image = encode(PIXELS), Image.fromarray(PIXELS)
+    resampling = Image.Resampling[interpolation.upper()]
+    squash = decode_image(data, size=8, interpolation=interpolation)
+    np.testing.assert_array_equal(squash, image.resize((8, 8), resampling))
+    shortest = decode_image(data, size=8, resize_mode="shortest", interpolation=interpolation)
+    np.testing.assert_array_equal(shortest, np.asarray(image.resize((13, 8), resampling))[:, 2:10])
+    longest = decode_image(data, size=10, resize_mode="longest", interpolation=interpolation)
+    np.testing.assert_array_equal(longest[2:8], image.resize((10, 6), resampling))
+    assert not longest[:2].any()
+    assert not longest[8:].any()
+
+
+def test_every_mode_becomes_rgb_over_white(encode):
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[:2] = (10, 20, 30, 255)
+    for form in ("PNG", "WEBP"):
+        out = decode_image(encode(clear, form=form, **({"lossless": True} if form == "WEBP" else {})))
+        assert out[0, 0].tolist() == [10, 20, 30]
+        assert out[3, 3].tolist() == [255, 255, 255]
+    deep = (np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096) + 255
+    np.testing.assert_array_equal(decode_image(encode(deep))[:, :, 0], deep >> 8)
+    for mode in ("1", "L", "LA", "P", "CMYK", "RGB"):
+        out = io.BytesIO()
+        Image.new("RGB", (4, 4), "white").convert(mode).save(out, "JPEG" if mode == "CMYK" else "PNG")
+        assert decode_image(out.getvalue()).tolist() == np.full((4, 4, 3), 255).tolist()
+    palette = Image.new("P", (4, 4))
+    palette.putpalette([9, 9, 9] * 256)
+    out = io.BytesIO()
+    palette.save(out, "PNG", transparency=b"\x00")
+    assert decode_image(out.getvalue())[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_every_orientation_matches_pillow(encode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(PIXELS, exif=exif.tobytes())
+    np.testing.assert_array_equal(decode_image(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
+def test_exif_rotation_is_applied(encode, form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255
+    out = decode_image(encode(pixels, form=form, exif=exif.tobytes()))
+    assert out.shape == (32, 16, 3)
+    assert (out[:12] > 200).all()
+    assert (out[20:] < 50).all()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")  # Pillow looks for a resolution in it
+def test_broken_exif_is_no_reason_to_lose_the_picture(encode):
+    out = decode_image(encode(PIXELS, form="JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 30))
+    assert out.shape == PIXELS.shape
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP"])
+def test_first_frame_of_an_animation(form):
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(out, form, save_all=True, append_images=frames[1:], lossless=True)
+    assert decode_image(out.getvalue())[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_cut_images_are_refused(encode, form):
+    data = encode(RNG.integers(0, 256, (64, 64, 3), np.uint8), form=form)
+    for cut in (0, 8, 20, len(data) // 2, len(data) - 40):
+        with pytest.raises(RecordError, match="bad_image"):
+            decode_image(data[:cut])
+
+
+def test_what_is_no_image_is_refused():
+    for data in (b"", b"<!DOCTYPE html><html>", b"RIFF\0\0\0\0WAVEfmt ", b"RIFF\0\0\0\0WEBPXXXX" + bytes(20)):
+        with pytest.raises(RecordError, match="bad_image"):
+            decode_image(data)
+
+
+def test_bombs_are_refused_from_their_header(encode):
+    side = 30_000
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    webp = bytearray(encode(PIXELS, form="WEBP"))
+    webp[26:30] = struct.pack("<HH", 16383, 16383)
+    jpeg = bytearray(encode(PIXELS, form="JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    for data in (png, bytes(webp), bytes(jpeg)):
+        with pytest.raises(RecordError, match="image_too_large"):
+            decode_image(data)

@@ -1,0 +1,351 @@
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from clip_data import DataConfig, DataError, Pipeline, SourceConfig, job
+from clip_data.tfrecord import write_examples
+
+NUM = 33
+
+
+def take(pipeline, count):
+    return list(itertools.islice(pipeline, count))
+
+
+def keys(batches):
+    return [key for batch in batches for key, real in zip(batch.key, batch.mask, strict=True) if real]
+
+
+def same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.key == b.key
+        for name in ("image", "mask", "image_ids", "text_ids", "label"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_a_batch_holds_what_was_written(config, tokenizer_dir):
+    with Pipeline(config(tokenizer=tokenizer_dir), global_batch_size=20) as pipeline:
+        batch = next(pipeline)
+    assert pipeline.num_samples == NUM
+    assert len(pipeline.shards) == 4
+    assert batch.mask.all()
+    assert (batch.image.shape, batch.image.dtype) == ((20, 8, 8, 3), np.uint8)
+    for array in (batch.input_ids, batch.attention_mask, batch.image_ids, batch.text_ids, batch.label):
+        assert array.dtype == np.int32
+    assert len(set(batch.image_ids)) == len(set(batch.text_ids)) == 20
+    for row, label in enumerate(batch.label):
+        assert batch.key[row] == f"{label:08d}"
+        assert batch.image[row, 3, 4].tolist() == [label * 5, label, 255 - label]
+        assert batch.input_ids[row].tolist() == [3, 4, 5, 6, 7 + label, 1, 0, 0]
+        assert batch.attention_mask[row].tolist() == [1] * 6 + [0] * 2
+
+
+def test_evaluation_sees_every_sample_once(config, tokenizer_dir):
+    options = {"shuffle": False, "num_epochs": 1, "tokenizer": tokenizer_dir}
+    for count in (1, 2):
+        seen = []
+        for index in range(count):
+            with Pipeline(
+                config(**options), global_batch_size=16, process_index=index, process_count=count
+            ) as pipeline:
+                batches = list(pipeline)
+                assert len(batches) == pipeline.num_batches == 3
+                pipeline.rewind()
+                same(batches, list(pipeline))
+            seen += keys(batches)
+            assert {len(batch) for batch in batches} == {16 // count}
+            last = batches[-1]
+            assert not last.image[~last.mask].any()
+            assert (last.text_ids[~last.mask] == -1).all()
+        assert sorted(seen) == [f"{n:08d}" for n in range(NUM)]
+        if count == 1:
+            assert seen == sorted(seen)
+
+
+def test_training_runs_over_epochs_in_full_batches(config):
+    with Pipeline(config(), global_batch_size=10) as pipeline:
+        batches = take(pipeline, 10)
+    assert all(batch.mask.all() for batch in batches)
+    first, second = keys(batches)[:NUM], keys(batches)[NUM : 2 * NUM]
+    assert sorted(first) == sorted(second) == [f"{n:08d}" for n in range(NUM)]
+    assert first != second
+    with Pipeline(config(num_epochs=2), global_batch_size=10) as pipeline:
+        assert len(list(pipeline)) == pipeline.num_batches == 6
+
+
+def test_order_is_the_same_for_any_threads_and_processes(config):
+    def run(threads, count):
+        pipelines = [
+            Pipeline(config(num_threads=threads), global_batch_size=40, process_index=index, process_count=count)
+            for index in range(count)
+        ]
+        rows = [
+            [key for part in parts for key in part.key] for parts in zip(*[take(p, 4) for p in pipelines], strict=True)
+        ]
+        for pipeline in pipelines:
+            pipeline.close()
+        return rows
+
+    expected = run(1, 1)
+    for threads, count in ((2, 1), (16, 1), (2, 2), (1, 4), (3, 8)):
+        assert run(threads, count) == expected
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 7])
+def test_seek_continues_exactly(config, before):
+    with Pipeline(config(), global_batch_size=12) as pipeline:
+        take(pipeline, before)
+        cursor = json.loads(json.dumps(pipeline.cursor()))
+        expected = take(pipeline, 6)
+        assert pipeline.cursor()["position"] == (before + 6) * 12
+        pipeline.seek(cursor)
+        same(take(pipeline, 6), expected)
+    with Pipeline(config(num_threads=1), global_batch_size=12) as pipeline:
+        pipeline.seek(cursor)
+        same(take(pipeline, 6), expected)
+    halves = [Pipeline(config(), global_batch_size=6, process_index=index, process_count=2) for index in range(2)]
+    rows = []
+    for half in halves:
+        half.seek(cursor)
+    for _ in range(12):
+        rows += [key for half in halves for key in next(half).key]
+    assert rows == keys(expected)
+    for half in halves:
+        half.close()
+
+
+def test_seek_refuses_another_run(config, tmp_path, examples):
+    with Pipeline(config(), global_batch_size=4) as pipeline:
+        cursor = pipeline.cursor()
+    assert len(json.dumps(cursor)) < 4096
+    with (
+        Pipeline(config(seed=1, block_shards=3), global_batch_size=4) as pipeline,
+        pytest.raises(ValueError, match=r"seed was 0 and is 1; block_shards was 2 and is 3$"),
+    ):
+        pipeline.seek(cursor)
+    write_examples(tmp_path / "00001.tfrecord", examples(7, 18))
+    with Pipeline(config(), global_batch_size=4) as pipeline:
+        with pytest.raises(ValueError, match=r"sources was \[\[4, 33, .* and is \[\[4, 32"):
+            pipeline.seek(cursor)
+        with pytest.raises(ValueError, match="count of samples, not None"):
+            pipeline.seek({**pipeline.cursor(), "position": None})
+
+
+def test_data_may_move(config, tmp_path):
+    with Pipeline(config(), global_batch_size=4) as pipeline:
+        cursor = pipeline.cursor()
+    (tmp_path / "moved").mkdir()
+    for path in tmp_path.glob("*.tfrecord"):
+        path.rename(tmp_path / "moved" / path.name)
+    with Pipeline(config(str(tmp_path / "moved" / "*.tfrecord")), global_batch_size=4) as pipeline:
+        pipeline.seek(cursor)
+
+
+def test_sources_mix(shards, tmp_path, encode):
+    write_examples(tmp_path / "b.tfrecords", [{"key": "b", "png": encode(), "txt": "b"}] * 5)
+    sources = (
+        SourceConfig(format="tfrecord", shards=shards, weight=3.0),
+        SourceConfig(format="tfrecord", shards=str(tmp_path / "b.tfrecords")),
+    )
+    options = {"sources": sources, "image_size": 8, "tokenizer": None, "text_length": 1}
+    with Pipeline(DataConfig(**options), global_batch_size=40) as pipeline:
+        batch = next(pipeline)
+    assert batch.key.count("b") == 10
+    assert (batch.label == -1).sum() == 10
+    with Pipeline(DataConfig(**options, shuffle=False, num_epochs=1), global_batch_size=40) as pipeline:
+        assert keys(pipeline) == [*(f"{n:08d}" for n in range(NUM)), *"bbbbb"]
+
+
+@pytest.fixture
+def damaged(tmp_path, examples):
+    """Forty records, of which number 3 to 8 are bad in one way each, and one caption is not UTF-8."""
+    records = examples(0, 40)
+    records[3]["webp"] = records[3]["webp"][:-10]
+    records[4]["webp"] = b"<html>"
+    records[5]["caption"] = "  \n"
+    del records[6]["webp"]
+    bomb = bytearray(records[7]["webp"])
+    bomb[21:25] = b"\xff\xff\xff\x0f"
+    records[7]["webp"] = bytes(bomb)
+    records[9]["caption"] = b"caf\xe9"
+    path = tmp_path / "bad" / "0.tfrecord"
+    path.parent.mkdir()
+    write_examples(path, records)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"photo of number 8")] ^= 1
+    path.write_bytes(data[:-3])
+    return str(path)
+
+
+FAULTS = {
+    "bad_checksum": 1,
+    "bad_image": 2,
+    "image_too_large": 1,
+    "missing_image": 1,
+    "empty_caption": 1,
+    "caption_not_utf8": 1,
+    "shard_cut_short": 1,
+}
+BAD = [f"{n:08d}" for n in (3, 4, 5, 6, 7, 8)]
+
+
+def test_evaluation_masks_bad_samples(config, damaged, tokenizer_dir):
+    options = {"shuffle": False, "num_epochs": 1, "tokenizer": tokenizer_dir}
+    with Pipeline(config(damaged, **options), global_batch_size=16) as pipeline:
+        seen = keys(pipeline)
+        assert pipeline.faults == FAULTS
+        fault = next(fault for fault in pipeline.recent_faults if fault.reason == "empty_caption")
+    assert seen == [f"{n:08d}" for n in range(39) if f"{n:08d}" not in BAD]
+    assert (fault.shard, fault.key, fault.detail) == (damaged, "00000005", "the caption is '  \\n'")
+    with Pipeline(config(damaged, **options, empty_caption="keep"), global_batch_size=16) as pipeline:
+        assert "00000005" in keys(pipeline)
+
+
+def test_training_replaces_bad_samples_the_same_way_everywhere(config, damaged, tokenizer_dir):
+    def run(threads, count, skip=0):
+        rows, faults = [], []
+        pipelines = [
+            Pipeline(
+                config(damaged, num_threads=threads, tokenizer=tokenizer_dir, max_bad_fraction=0.5),
+                global_batch_size=24,
+                process_index=index,
+                process_count=count,
+            )
+            for index in range(count)
+        ]
+        for pipeline in pipelines:
+            pipeline.seek({**pipeline.cursor(), "position": 24 * skip})
+        for _ in range(6 - skip):
+            batches = [next(pipeline) for pipeline in pipelines]
+            assert all(batch.mask.all() for batch in batches)
+            rows.append(keys(batches))
+        for pipeline in pipelines:
+            faults.append(pipeline.faults)
+            pipeline.close()
+        return rows, faults
+
+    expected, (faults,) = run(2, 1)
+    assert not set(BAD) & set(itertools.chain.from_iterable(expected))
+    assert faults["bad_image"] >= 6
+    assert run(1, 1) == (expected, [faults])
+    assert run(3, 2)[0] == expected
+    assert run(2, 1, skip=2)[0] == expected[2:]
+
+
+def test_all_bad_fails_at_once(config, tmp_path, examples):
+    path = tmp_path / "bad.tfrecord"
+    write_examples(path, [{**example, "webp": b"<html>"} for example in examples(0, 40)])
+    with Pipeline(config(str(path)), global_batch_size=4) as pipeline:
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"64 records in a row .* bad_image: neither JPEG"):
+                next(pipeline)
+    with (
+        Pipeline(config(str(path), shuffle=False, num_epochs=1), global_batch_size=4) as pipeline,
+        pytest.raises(DataError, match="4 of 4 samples"),
+    ):
+        next(pipeline)
+
+
+def test_too_many_bad_fails(config, tmp_path, examples):
+    path = tmp_path / "bad.tfrecord"
+    records = [{**e, "webp": b"<html>"} if i % 2 else e for i, e in enumerate(examples(0, 40))]
+    write_examples(path, records)
+    with (
+        Pipeline(config(str(path), max_bad_fraction=0.3), global_batch_size=8) as pipeline,
+        pytest.raises(DataError, match=r"max_bad_fraction allows 0\.3"),
+    ):
+        take(pipeline, 20)
+
+
+def test_no_records_is_refused_with_the_reason(config, tmp_path):
+    (tmp_path / "empty.tfrecord").touch()
+    (tmp_path / "text.tfrecord").write_text("this is no TFRecord at all")
+    with pytest.raises(ValueError, match="empty_shard: the file is empty"):
+        Pipeline(config(str(tmp_path / "empty.tfrecord")), global_batch_size=4)
+    with pytest.raises(ValueError, match="not a TFRecord, or a damaged one"):
+        Pipeline(config(str(tmp_path / "text.tfrecord")), global_batch_size=4)
+
+
+def test_what_a_thread_raises_reaches_the_caller(config, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError("in a thread")
+
+    monkeypatch.setattr(job, "decode_image", fail)
+    with Pipeline(config(), global_batch_size=4) as pipeline, pytest.raises(ZeroDivisionError, match="in a thread"):
+        next(pipeline)
+
+
+def test_prefetch_is_bounded(config, monkeypatch):
+    decoded = []
+    decode = job.decode_image
+    monkeypatch.setattr(job, "decode_image", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    with Pipeline(config(prefetch=3), global_batch_size=5) as pipeline:
+        next(pipeline)
+        time.sleep(0.2)
+        assert 5 <= len(decoded) <= 4 * 5
+
+
+def test_close_does_not_wait_for_a_hanging_read(config, monkeypatch):
+    hang = threading.Event()
+    monkeypatch.setattr(job, "decode_image", lambda *_, **__: hang.wait())
+    pipeline = Pipeline(config(), global_batch_size=4)
+    threading.Timer(0.2, pipeline.close).start()
+    begin = time.perf_counter()
+    with pytest.raises(BaseException) as error:  # noqa: PT011
+        next(pipeline)
+    assert type(error.value).__name__ == "CancelledError"
+    assert time.perf_counter() - begin < 2
+    with pytest.raises(ValueError, match="closed"):
+        next(pipeline)
+    hang.set()
+
+
+def test_the_process_ends_whatever_hangs(config, shards):
+    code = f"""if True:
+        import os, signal, threading
+        from clip_data import DataConfig, Pipeline, SourceConfig, job
+        job.decode_image = lambda *_, **__: threading.Event().wait()
+        source = SourceConfig(format="tfrecord", shards={shards!r})
+        config = DataConfig(sources=(source,), image_size=8, tokenizer=None, text_length=1)
+        pipeline = Pipeline(config, global_batch_size=4)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        next(pipeline)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sources": ()}, "at least one source"),
+        ({"image_size": 0}, "image_size must be at least 1, not 0"),
+        ({"resize_mode": "crop"}, "squash, shortest, longest, not 'crop'"),
+        ({"max_bad_fraction": 2.0}, r"lie in \[0, 1\], not 2.0"),
+        ({"num_epochs": 0}, "num_epochs"),
+    ],
+)
+def test_config_refuses(config, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**{**vars(config()), **wrong})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ({"global_batch_size": 6, "process_count": 4}, {}, "must divide over 4 processes; 6 does not"),
+        ({"global_batch_size": 6, "process_index": 2, "process_count": 2}, {}, r"lie in \[0, 2\), not be 2"),
+        ({"global_batch_size": 6, "process_count": 2}, {"padding": "longest"}, "padding must be max_length"),
+    ],
+)
+def test_pipeline_refuses(config, arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        Pipeline(config(**options), **arguments)

@@ -1,0 +1,64 @@
+import os
+
+import pytest
+from pyarrow import fs
+
+from clip_data import SourceConfig, list_shards, read_records, sources
+from clip_data.tfrecord import write_examples
+
+
+def test_lists_globs_braces_and_files(tmp_path):
+    for n in range(8, 13):
+        (tmp_path / f"{n:03d}.tar").touch()
+    names = lambda *patterns: [os.path.basename(p) for p in list_shards([f"{tmp_path}/{q}" for q in patterns])]  # noqa: E731
+    assert names("{009..011}.tar") == ["009.tar", "010.tar", "011.tar"]
+    assert names("*.tar") == ["008.tar", "009.tar", "010.tar", "011.tar", "012.tar"]
+    assert names("{012,008}.tar", "00[9].tar") == ["012.tar", "008.tar", "009.tar"]
+    assert list_shards(f"file://{tmp_path}/008.tar") == [f"{tmp_path}/008.tar"]
+
+
+def test_every_missing_shard_is_named(tmp_path):
+    (tmp_path / "1.tar").touch()
+    with pytest.raises(FileNotFoundError) as error:
+        list_shards([f"{tmp_path}/{{0..2}}.tar", f"{tmp_path}/*.tfrecord", str(tmp_path)])
+    for name in ("0.tar", "2.tar", "*.tfrecord"):
+        assert f"{tmp_path}/{name}" in str(error.value)
+    assert "1.tar" not in str(error.value)
+    assert "glob" in str(error.value)
+
+
+def test_a_shard_may_be_named_once(tmp_path):
+    (tmp_path / "1.tar").touch()
+    with pytest.raises(ValueError, match=r"1\.tar came again"):
+        list_shards([f"{tmp_path}/1.tar", f"{tmp_path}/*.tar"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"format": "parquet"}, "one of tfrecord, webdataset, not 'parquet'"),
+        ({"shards": ()}, "at least one shard"),
+        ({"weight": 0.0}, "positive number, not 0.0"),
+        ({"image_key": ""}, "image_key"),
+    ],
+)
+def test_source_refuses(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SourceConfig(**{"format": "tfrecord", "shards": "x", **wrong})
+
+
+def test_buckets(tmp_path, monkeypatch, examples):
+    (tmp_path / "bucket" / "a").mkdir(parents=True)
+    for n in range(2):
+        write_examples(tmp_path / f"bucket/a/{n}.tfrecord", examples(n, n + 1))
+    (tmp_path / "bucket/a/1_stats.json").write_text('{"successes": 1}')
+    local = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(sources, "_filesystem", lambda path: (local, path.partition("://")[2]))
+    pattern = "gs://bucket/*/{0,1}.tfrecord"
+    assert list_shards(pattern) == ["gs://bucket/a/0.tfrecord", "gs://bucket/a/1.tfrecord"]
+    assert [r.label for r in read_records(SourceConfig(format="tfrecord", shards=pattern))] == [0, 1]
+    assert [sources.expected_count(path) for path in list_shards(pattern)] == [None, 1]
+    with pytest.raises(FileNotFoundError, match="gs://bucket/b/x"):
+        list_shards("gs://bucket/b/x")
+    with pytest.raises(OSError, match="gs://bucket/none cannot be read"):
+        sources.open_shard("gs://bucket/none")
