@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clip_data import DataConfig, DataError, Pipeline, SourceConfig, job
+from clip_data import pipeline as pipeline_module
 from clip_data.tfrecord import write_examples
 
 NUM = 33
@@ -262,6 +263,15 @@ def test_too_many_bad_fails(config, tmp_path, examples):
         pytest.raises(DataError, match=r"max_bad_fraction allows 0\.3"),
     ):
         take(pipeline, 20)
+
+
+def test_records_that_stats_promise_and_the_shard_lacks(config, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "expected_count", lambda path: 10)
+    options = {"shuffle": False, "num_epochs": 1, "max_bad_fraction": 0.5}
+    with Pipeline(config(**options), global_batch_size=8) as pipeline:
+        assert pipeline.num_samples == 40
+        assert len(keys(pipeline)) == 7 + 10 + 5 + 9
+        assert pipeline.faults == {"shard_cut_short": 3 + 0 + 5 + 1}
 
 
 def test_no_records_is_refused_with_the_reason(config, tmp_path):

@@ -69,6 +69,19 @@ def test_stops_at_a_damaged_header(tmp_path):
     assert (len(entries), fault.reason, fault.offset) == (0, "bad_length", 512 * 8)
 
 
+@pytest.mark.parametrize("size", [b"-0000001750\0", b"-0000000001\0"])
+def test_a_negative_size_does_not_lead_back(tmp_path, size):
+    path = tmp_path / "a.tar"
+    tar(path, SAMPLES)
+    data = bytearray(path.read_bytes())
+    data[124:136] = size
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    entries, fault = index_tar(open_shard(str(path)))
+    assert (entries, fault.reason) == ([], "bad_length")
+
+
 def test_json_that_is_no_object(tmp_path):
     shard = tar(tmp_path / "a.tar", [("1.json", b"[1]"), ("2.json", b"{")])
     for entry in index_tar(shard)[0]:

@@ -45,6 +45,8 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
         try:
             name, size, kind = _parse_header(header)
             size = size if long_size is None else long_size
+            if size < 0:  # would lead back to where the walk has been
+                raise ValueError(f"a size of {size}")
             data = offset + _BLOCK
             if data + size > shard.size:
                 fault = _fault(shard, offset, "shard_cut_short", "the file ends inside a member", len(entries))
