@@ -1,6 +1,7 @@
 """Two tiny models that between them use most options, and their inputs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -71,12 +72,22 @@ def clip() -> ClipConfig:
 
 
 @pytest.fixture
-def params(config):
-    """Random everywhere: the published schemes leave zeros and ones that hide mistakes."""
-    params = init(config, jax.random.key(0))
-    leaves, treedef = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)
-    return treedef.unflatten([leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32) for leaf in leaves])
+def random_params():
+    """Makes parameters that are random everywhere: the published schemes have zeros and ones, which hide mistakes."""
+
+    def make(config: ClipConfig):
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+        return jax.tree.map_with_path(
+            lambda path, leaf: jnp.asarray(rng.normal(path[-1].key == "scale", 0.2, leaf.shape), jnp.float32), shapes
+        )
+
+    return make
+
+
+@pytest.fixture
+def params(config, random_params):
+    return random_params(config)
 
 
 @pytest.fixture

@@ -59,12 +59,14 @@ def test_features_are_what_the_projection_takes(config, params, pixel_values, in
     np.testing.assert_allclose(embeds, encode_text(config, params, input_ids), atol=1e-5)
 
 
-def test_gap_is_the_mean(clip, pixel_values):
+def test_gap_is_the_mean(clip, pixel_values, random_params):
     config = replace(clip, vision=replace(clip.vision, pool="gap"))
-    pooled, hidden = image_features(config, init(config, jax.random.key(0)), pixel_values)
+    params = random_params(config)
+    pooled, hidden = image_features(config, params, pixel_values)
     assert hidden.shape == (3, 4, 24)
     np.testing.assert_allclose(pooled, hidden.mean(1), atol=1e-5)
-    np.testing.assert_allclose(hidden.mean(-1), 0, atol=1e-5)  # it is normalised
+    norm = params["vision"]["norm"]
+    np.testing.assert_allclose(((hidden - norm["bias"]) / norm["scale"]).mean(-1), 0, atol=1e-5)
 
 
 def test_every_parameter_has_a_gradient(config, params, pixel_values, input_ids):
@@ -98,11 +100,11 @@ def test_bfloat16_is_close_and_parameters_stay_float32(config, params, pixel_val
     assert np.sum(output.text_embeds * expected.text_embeds, -1).min() > 0.999
 
 
-def test_causal_text_does_not_see_what_follows(clip, siglip, input_ids):
+def test_causal_text_does_not_see_what_follows(clip, siglip, input_ids, random_params):
     changed = input_ids.copy()
     changed[:, -1] = (changed[:, -1] + 1) % 18
     for config, same in ((clip, True), (siglip, False)):
-        params = init(config, jax.random.key(0))
+        params = random_params(config)
         before, after = (text_features(config, params, ids).hidden[:, :-1] for ids in (input_ids, changed))
         assert np.allclose(before, after, atol=1e-5) is same
 
@@ -119,8 +121,8 @@ def test_masked_tokens_have_no_influence(config, params, input_ids):
         assert not np.allclose(unmasked, hidden[0], atol=1e-3)
 
 
-def test_text_pools(clip, input_ids):
-    params = init(clip, jax.random.key(0))
+def test_text_pools(clip, input_ids, random_params):
+    params = random_params(clip)
     for pool, positions in (("first_eos", [2, 5, 3, 4]), ("argmax", [2, 5, 3, 4]), ("last", [5, 5, 5, 5])):
         config = replace(clip, text=replace(clip.text, pool=pool))
         pooled, hidden = text_features(config, params, input_ids)
@@ -164,8 +166,8 @@ def test_init_has_the_published_scale():
     assert params["logit_bias"] == -10
 
 
-def test_wrong_inputs_say_what_arrived(siglip, pixel_values, input_ids):
-    params = init(siglip, jax.random.key(0))
+def test_wrong_inputs_say_what_arrived(siglip, pixel_values, input_ids, random_params):
+    params = random_params(siglip)
     with pytest.raises(ValueError, match=r"\[batch, 16, 16, 3\].*got \[3, 8, 16, 3\]"):
         encode_image(siglip, params, pixel_values[:, :8])
     with pytest.raises(ValueError, match="normalised floats, got uint8"):
@@ -179,8 +181,8 @@ def test_wrong_inputs_say_what_arrived(siglip, pixel_values, input_ids):
     assert np.isnan(encode_text(siglip, params, np.full((1, 6), 20))).all()  # an id beyond the vocabulary
 
 
-def test_misnamed_parameters_are_refused(siglip, pixel_values):
-    params = init(siglip, jax.random.key(0))
+def test_misnamed_parameters_are_refused(siglip, pixel_values, random_params):
+    params = random_params(siglip)
     params["vision"]["patch_embedding"]["weight"] = params["vision"]["patch_embedding"].pop("kernel")
     with pytest.raises(
         ValueError, match=r"(?s)missing patch_embedding/kernel \[48, 24\].*extra patch_embedding/weight"
@@ -188,8 +190,8 @@ def test_misnamed_parameters_are_refused(siglip, pixel_values):
         encode_image(siglip, params, pixel_values)
 
 
-def test_a_jitted_step_calls_no_python(siglip, pixel_values, monkeypatch):
-    params = init(siglip, jax.random.key(0))
+def test_a_jitted_step_calls_no_python(siglip, pixel_values, monkeypatch, random_params):
+    params = random_params(siglip)
     step = jax.jit(lambda p, x: encode_image(siglip, p, x))
     step(params, pixel_values)
     monkeypatch.setattr(clip_models.towers.nnx, "merge", None)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import clip_models
-from clip_models import init, load_pretrained, num_params, preprocess_images, save_pretrained
+from clip_models import load_pretrained, num_params, preprocess_images, save_pretrained
 from clip_models.params import flatten
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -104,16 +104,16 @@ def test_hugging_face_to_ours_and_back(tmp_path):
     assert num_params(config) == sum(t.size for t in load_file(FIXTURES / "siglip" / "model.safetensors").values())
 
 
-def test_half_a_model_is_not_saved(siglip, tmp_path):
-    params = init(siglip, jax.random.key(0))
+def test_half_a_model_is_not_saved(siglip, tmp_path, random_params):
+    params = random_params(siglip)
     del params["text"]
     with pytest.raises(ValueError, match="missing text/token_embedding"):
         save_pretrained(tmp_path / "model", siglip, params)
     assert not (tmp_path / "model").exists()
 
 
-def test_an_unknown_field_is_answered_with_the_nearest(siglip, tmp_path):
-    save_pretrained(tmp_path, siglip, init(siglip, jax.random.key(0)))
+def test_an_unknown_field_is_answered_with_the_nearest(siglip, tmp_path, random_params):
+    save_pretrained(tmp_path, siglip, random_params(siglip))
     contents = json.loads((tmp_path / "config.json").read_text())
     contents["config"]["vision"]["patchsize"] = contents["config"]["vision"].pop("patch_size")
     (tmp_path / "config.json").write_text(json.dumps(contents))
