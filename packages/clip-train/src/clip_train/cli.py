@@ -1,1 +1,139 @@
-"""Placeholder until the command line stands."""
+"""The `clip-train` command: verbs and flags. A verb imports what it needs when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_CLIENT_ERROR = 2
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: 0 when done, 2 for a fault in what was asked for, 128 + n when stopped by signal n."""
+    options = _parser().parse_args(arguments)
+    return guarded(lambda: options.action(options), debug=options.debug)
+
+
+def guarded(action: Callable[[], int], *, debug: bool) -> int:
+    """Run a verb; a fault in what was asked for becomes one message, without a traceback unless `debug`."""
+    from clip_train.config_file import ConfigError
+
+    try:
+        return action()
+    except ConfigError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return _CLIENT_ERROR
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nInterrupted.", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, config_help: str) -> None:
+    """Add the arguments that every verb with a config has."""
+    parser.add_argument("config", help=config_help)
+    parser.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a field of the config, such as data.seed=1; may be repeated",
+    )
+
+
+def config_path(given: str) -> Path:
+    """The config file that a path stands for: itself, or a run's own."""
+    path = Path(given)
+    return path / "config.json" if path.is_dir() else path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clip-train", description="Train CLIP and SigLIP models from one JSON config."
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    init = verbs.add_parser("init", help="write a starting config for your own shards")
+    init.add_argument("--shards", help="your shards: paths, globs, brace lists, gs:// or s3://")
+    init.add_argument("--format", choices=("tfrecord", "webdataset"), help="of the shards; guessed from their names")
+    init.add_argument("--preset", help="the architecture, such as siglip-b-16-224")
+    init.add_argument("--output-dir", help="where runs of this config write")
+    init.add_argument("--batch-size", type=int, help="pairs in an update")
+    init.add_argument("--train-samples", help="how long: pairs, or '30 epochs'")
+    init.add_argument("--to", default="config.json", help="the file to write (default: %(default)s)")
+    init.set_defaults(action=_init)
+
+    run = verbs.add_parser("run", help="train, or continue a run that was stopped")
+    add_config_arguments(run, "the config, or a run's directory")
+    run.add_argument("--dry-run", action="store_true", help="check everything, show what would happen, and stop")
+    run.set_defaults(action=_run)
+
+    evaluate = verbs.add_parser("eval", help="evaluate a run's newest checkpoint")
+    add_config_arguments(evaluate, "a run's directory, or its config")
+    evaluate.add_argument("--to", help="also write the results as JSON to this file")
+    evaluate.set_defaults(action=_eval)
+
+    export = verbs.add_parser(
+        "export", help="write a run's model as a directory that clip_models.load_pretrained opens"
+    )
+    export.add_argument("run", help="the run's directory")
+    export.add_argument("directory", help="where to; a new or empty directory")
+    export.set_defaults(action=_export)
+
+    schema = verbs.add_parser("schema", help="print the JSON schema of a config")
+    schema.set_defaults(action=_schema)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from clip_train.config import TrainConfig
+    from clip_train.config_file import read_config
+    from clip_train.run import run
+
+    return run(read_config(TrainConfig, config_path(options.config), options.overrides), dry_run=options.dry_run)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from clip_train.config import TrainConfig
+    from clip_train.config_file import read_config
+    from clip_train.run import evaluate_run
+
+    config = read_config(TrainConfig, config_path(options.config), options.overrides)
+    return evaluate_run(config, to=Path(options.to) if options.to else None)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from clip_train.weights import export_run
+
+    export_run(Path(options.run), Path(options.directory))
+    print(f"Wrote {options.directory}")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from clip_train.config import TrainConfig
+    from clip_train.config_file import schema
+
+    print(json.dumps(schema(TrainConfig), indent=2))
+    return 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from clip_train.starter import ask, write_starter
+
+    write_starter(ask(options, interactive=sys.stdin.isatty()), Path(options.to))
+    print(f"Wrote {options.to}. Look at it, then: clip-train run {options.to} --dry-run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

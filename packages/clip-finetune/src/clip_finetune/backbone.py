@@ -1,0 +1,75 @@
+"""A tower out of any checkpoint, and the features that it gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_data import DataConfig, Pipeline, SourceConfig
+from clip_models import ClipConfig, encode_image, load_pretrained
+from clip_train.augment import normalize
+from clip_train.weights import is_run, load_run
+
+
+def load_backbone(model: str) -> tuple[ClipConfig, Any]:
+    """Open a checkpoint.
+
+    Args:
+        model: a run's directory, a model's directory, or a name on the Hugging Face Hub.
+
+    Returns:
+        `(config, params)`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not one of ours, nor of a kind that `load_pretrained` knows.
+    """
+    if is_run(model):
+        return load_run(model)
+    if Path(model).is_dir() and (Path(model) / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{model} holds no finished checkpoint of a run")
+    return load_pretrained(model)
+
+
+def image_embeddings(
+    config: ClipConfig, params: Any, source: SourceConfig, *, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the image tower makes of every labelled sample of a source.
+
+    Args:
+        config: the model.
+        params: its parameters.
+        source: where the samples are.
+        batch_size: images at once.
+
+    Returns:
+        Unit-norm embeddings float32 `[n, e]` and labels int32 `[n]`, in shard order.
+
+    Raises:
+        ValueError: a sample has no label.
+    """
+    expects = config.preprocess
+    data = DataConfig(
+        sources=(source,),
+        image_size=expects.size,
+        resize_mode=expects.resize_mode,
+        interpolation=expects.interpolation,
+        tokenizer=None,
+        text_length=expects.text_length,
+        shuffle=False,
+        num_epochs=1,
+    )
+    encode = jax.jit(
+        lambda params, image: encode_image(config, params, normalize(image, mean=expects.mean, std=expects.std))
+    )
+    embeds, labels = [], []
+    with Pipeline(data, global_batch_size=batch_size) as pipeline:
+        for batch in pipeline:
+            if batch.label is None or (batch.label[batch.mask] < 0).any():
+                raise ValueError("every sample needs an integer label; set label_key to its field")
+            embeds.append(np.asarray(encode(params, batch.image))[batch.mask])
+            labels.append(batch.label[batch.mask])
+    return np.concatenate(embeds), np.concatenate(labels)

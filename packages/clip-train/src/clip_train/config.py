@@ -1,0 +1,167 @@
+"""The one config of a run, composed of its parts' configs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import pydantic
+
+from clip_data import SourceConfig
+from clip_models import ClipConfig
+from clip_models.config import Interpolation, Padding, ResizeMode
+from clip_sharding import MeshConfig
+from clip_train.augment import AugmentConfig
+from clip_train.checkpoint import CheckpointConfig
+from clip_train.evaluate import EvaluationConfig
+from clip_train.log import LogConfig
+from clip_train.objective import LossConfig
+from clip_train.optimizers import AdamWConfig, Length, ScheduleConfig
+from clip_train.optimizers.schedule import check_length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and where its weights come from.
+
+    Attributes:
+        preset: a named architecture, randomly initialised.
+        pretrained: weights to start from: a directory, a run's directory, or a name on the Hugging Face Hub.
+        config: an architecture written out, randomly initialised; beside `preset` or `pretrained` it is theirs, written
+            out in a run's resolved config.
+    """
+
+    preset: str | None = None
+    pretrained: str | None = None
+    config: ClipConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse no model, and two."""
+        if self.preset and self.pretrained:
+            raise ValueError(f"give preset or pretrained, not both; got {self.preset!r} and {self.pretrained!r}")
+        if not (self.preset or self.pretrained or self.config):
+            raise ValueError("give one of preset (a named architecture), pretrained (weights) or config (written out)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainDataConfig:
+    """What is trained on; how samples are prepared comes from the model, and what is set here overrides it.
+
+    Attributes:
+        train: the sources, mixed by weight.
+        seed: of the order of samples; by default the run's.
+        image_size: pixels on each side; of a model from random weights also its input size.
+        resize_mode: how a picture becomes square.
+        interpolation: of the resize.
+        mean: per channel, on the [0, 1] scale.
+        std: likewise.
+        tokenizer: a directory, or a name on the Hugging Face Hub.
+        text_length: tokens.
+        padding: to `max_length`, or to the `longest` of a batch.
+        lower_case: before tokenising.
+        augment: how training pictures vary; by default they do not.
+        num_threads: that decode; by default one per core.
+        max_bad_fraction: the share of samples that may be unusable before the run stops.
+    """
+
+    train: tuple[SourceConfig, ...]
+    seed: int | None = None
+    image_size: int | None = None
+    resize_mode: ResizeMode | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    tokenizer: str | None = None
+    text_length: int | None = None
+    padding: Padding | None = None
+    lower_case: bool | None = None
+    augment: AugmentConfig = AugmentConfig()
+    num_threads: int | None = None
+    max_bad_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list of sources, and numbers outside their ranges."""
+        if not self.train:
+            raise ValueError("train lists at least one source; got none")
+        for name in ("image_size", "text_length", "num_threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is at least 1; got {value}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction is between 0 and 1; got {self.max_bad_fraction}")
+
+    def override(self, model: ClipConfig) -> ClipConfig:
+        """The model's config with its `preprocess` overridden by what is set here."""
+        names = ("resize_mode", "interpolation", "mean", "std", "tokenizer", "text_length", "padding", "lower_case")
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.image_size is not None:
+            vision = dataclasses.replace(model.vision, image_size=self.image_size)
+            changes["size"] = self.image_size
+            return dataclasses.replace(
+                model, vision=vision, preprocess=dataclasses.replace(model.preprocess, **changes)
+            )
+        return dataclasses.replace(model, preprocess=dataclasses.replace(model.preprocess, **changes))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run.
+
+    Attributes:
+        output_dir: where all that the run writes goes.
+        model: which.
+        data: what it learns from.
+        global_batch_size: pairs in an update, over all devices: what the loss sees.
+        train_samples: how long: pairs, or `"30 epochs"`.
+        microbatch_size: pairs whose activations are held at once, over all devices; by default the global batch.
+        loss: which.
+        optimizer: its numbers.
+        schedule: of the learning rate.
+        evaluation: what is measured on held-out data.
+        mesh: how many devices each mesh axis spans; by default what `sharding` needs.
+        sharding: `replicated`, `fsdp`, or `auto`: replicated while parameters and optimizer fit on one device.
+        precision: of the towers' arithmetic; `auto` is bfloat16 on accelerators and float32 on CPUs. Parameters, norms,
+            softmax and loss are float32.
+        remat: activations that are computed again instead of kept.
+        checkpoint: when.
+        log: where.
+        seed: of the initial weights, the data order and dropout.
+    """
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    output_dir: str
+    model: ModelConfig
+    data: TrainDataConfig
+    global_batch_size: int
+    train_samples: Length
+    microbatch_size: int | None = None
+    loss: LossConfig = LossConfig()
+    optimizer: AdamWConfig = AdamWConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: tuple[EvaluationConfig, ...] = ()
+    mesh: MeshConfig | None = None
+    sharding: Literal["auto", "replicated", "fsdp"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: Literal["none", "minimal", "full"] = "none"
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse batches that do not divide, runs without a sample, and two evaluations of one name."""
+        if self.global_batch_size < 1:
+            raise ValueError(f"global_batch_size is at least 1; got {self.global_batch_size}")
+        check_length(self.train_samples, "train_samples")
+        micro = self.microbatch_size
+        if micro is not None and (micro < 1 or self.global_batch_size % micro):
+            raise ValueError(
+                f"microbatch_size divides global_batch_size; got {micro} and {self.global_batch_size}. "
+                f"The nearest that does is {_nearest_divisor(self.global_batch_size, micro)}"
+            )
+        names = [evaluation.name for evaluation in self.evaluation]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each evaluation has a name of its own; got {names}")
+
+
+def _nearest_divisor(number: int, near: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))

@@ -1,0 +1,209 @@
+"""From a JSON file and `--set` flags to a frozen dataclass, and back; what the fields mean is left to the dataclass.
+
+JSON may hold `//` comments and a `"$schema"` key. Every fault is one `ConfigError` that names the path in the config,
+what arrived and the nearest valid choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+T = TypeVar("T")
+
+# Fields that hold a path whatever they look like, and fields that hold either a path or a name known elsewhere.
+_PATHS = frozenset({"output_dir", "shards"})
+_PATHS_OR_NAMES = frozenset({"model", "pretrained", "tokenizer", "classnames", "templates"})
+_STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*')
+
+
+class ConfigError(ValueError):
+    """A fault in what the user asked for: shown as one message, without a traceback."""
+
+
+def read_config(cls: type[T], file: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read a config file into a dataclass.
+
+    Args:
+        cls: a frozen dataclass; unknown keys are refused if its `__pydantic_config__` says so.
+        file: JSON, with `//` comments if wanted. Relative paths in it are relative to the file.
+        overrides: `"optimizer.learning_rate=1e-3"`: a dotted path (list items by number), `=`, and JSON or a bare
+            string. Relative paths in them are relative to the working directory.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    file = Path(file).expanduser()
+    tree = _read_json(file)
+    tree.pop("$schema", None)
+    tree = _rebase(tree, file.resolve().parent)
+    for override in overrides:
+        _set(tree, override)
+    return parse_config(cls, tree)
+
+
+def parse_config(cls: type[T], tree: dict[str, Any]) -> T:
+    """Validate a tree of JSON values as the dataclass `cls`.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    try:
+        return _adapter(cls).validate_python(tree)
+    except pydantic.ValidationError as error:
+        lines = dict.fromkeys(_explain(cls, fault) for fault in error.errors(include_url=False))
+        raise ConfigError("\n".join(lines)) from None
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """The dataclass as a tree of JSON values, defaults included; `parse_config` gives the same dataclass back."""
+    return _adapter(type(config)).dump_python(config, mode="json")
+
+
+def schema(cls: type) -> dict[str, Any]:
+    """The JSON schema of a config, for editors."""
+    made = _adapter(cls).json_schema()
+    made.setdefault("properties", {})["$schema"] = {"type": "string"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+@contextlib.contextmanager
+def located(path: str) -> Iterator[None]:
+    """Give a `ValueError` or `OSError` raised inside the path in the config that caused it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+@functools.cache
+def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(cls)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not a JSON text in UTF-8") from None
+    # Comments become spaces, so that the line and column of an error stay true.
+    bare = _STRING_OR_COMMENT.sub(lambda m: m[1] or " " * len(m[0]), text)
+    try:
+        tree = json.loads(bare)
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1].strip() if text else ""
+        raise ConfigError(f"{file}, line {error.lineno}, column {error.colno}: {error.msg}: {line!r}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: a config is a JSON object {{...}}; got {type(tree).__name__}")
+    return tree
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"--set takes path=value, such as data.seed=1; got {override!r}")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *parents, last = dotted.split(".")
+    value = _rebase({last: value}, Path.cwd())[last]
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        if isinstance(node, list):
+            node = node[_index(node, part, override)]
+        elif isinstance(node.get(part), (dict, list)):
+            node = node[part]
+        elif node.get(part) is None:
+            node[part] = {}
+            node = node[part]
+        else:
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise ConfigError(f"--set {override}: {part!r} must be the number of a list item, 0 to {len(items) - 1}")
+
+
+def _rebase(node: Any, base: Path, key: str = "") -> Any:
+    """Make the paths in a tree absolute, taking relative ones from `base`."""
+    if isinstance(node, dict):
+        return {name: _rebase(value, base, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_rebase(item, base, key if key in _PATHS or isinstance(item, dict) else "") for item in node]
+    if not isinstance(node, str) or key not in _PATHS | _PATHS_OR_NAMES or "://" in node:
+        return node
+    path = Path(node).expanduser()
+    if key in _PATHS or node.startswith((".", "~")) or (base / path).exists():
+        # Not Path.resolve: a symbolic link that the user named stays as named.
+        return os.path.normpath(base / path)
+    return node
+
+
+def _explain(cls: type, fault: Any) -> str:
+    loc, given = fault["loc"], fault["input"]
+    path = ".".join(str(part) for part in loc) or "the config"
+    kind = fault["type"]
+    if kind == "unexpected_keyword_argument":
+        valid = sorted(_fields_at(cls, loc[:-1]))
+        near = difflib.get_close_matches(str(loc[-1]), valid, n=1, cutoff=0.5)
+        known = f"Did you mean {near[0]!r}?" if near else f"Valid here: {', '.join(valid)}."
+        return f"{path}: unknown key. {known}"
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{path}: required, and missing"
+    if kind == "literal_error":
+        expected = fault["ctx"]["expected"]
+        choices = re.findall(r"'([^']*)'", expected)
+        near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        return f"{path}: must be {expected}; got {given!r}{hint}"
+    if kind == "value_error":
+        return f"{path}: {fault['ctx']['error']}"
+    message = fault["msg"].removeprefix("Input should be ")
+    return f"{path}: must be {message}; got {_short(given)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _fields_at(cls: Any, loc: Sequence[Any]) -> set[str]:
+    """The field names of the dataclass that a location leads to."""
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        hints = typing.get_type_hints(cls)
+        if part in hints:
+            cls = _dataclass_in(hints[part])
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _dataclass_in(hint: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return hint
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple, list):
+        return next((found for arg in typing.get_args(hint) if (found := _dataclass_in(arg))), None)
+    return None

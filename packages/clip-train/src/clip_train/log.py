@@ -1,0 +1,187 @@
+"""One stream of metrics to every place that wants it: console, `metrics.jsonl`, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+import jax
+
+from clip_train.optimizers.schedule import Length, check_length
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where metrics go.
+
+    Attributes:
+        to: any of `console`, `jsonl`, `tensorboard`, `wandb`; the last two need the extra of that name.
+        every: how much training between two plain lines on a console that is no terminal.
+        project: the project's name at Weights & Biases.
+    """
+
+    to: tuple[Literal["console", "jsonl", "tensorboard", "wandb"], ...] = ("console", "jsonl")
+    every: Length = "5%"
+    project: str = "clip-train"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no length."""
+        check_length(self.every, "every")
+
+
+class Sink(Protocol):
+    """One place that rows go to."""
+
+    def write(self, row: Row) -> None:
+        """Take the metrics of one step."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+class MetricsLog:
+    """Collects the metrics of each step and hands rows to the sinks once reading them stalls nothing.
+
+    Args:
+        sinks: where rows go.
+        global_batch_size: samples in a step.
+        lag: steps that may be under way on the device while the host goes on.
+    """
+
+    def __init__(self, sinks: list[Sink], *, global_batch_size: int, lag: int = 2) -> None:
+        self._sinks = sinks
+        self._global_batch_size = global_batch_size
+        self._lag = lag
+        self._pending: collections.deque[tuple[Row, dict[str, jax.Array]]] = collections.deque()
+
+    def push(self, step: int, metrics: dict[str, jax.Array], *, started: float, data_seconds: float) -> None:
+        """Take a step's metrics as they are on the device; block only on those of `lag` steps ago.
+
+        Args:
+            step: updates made.
+            metrics: scalars.
+            started: `time.perf_counter()` when the step's batch was asked for.
+            data_seconds: how long the batch took to come.
+        """
+        row: Row = {"step": step, "samples": step * self._global_batch_size}
+        self._pending.append((row, metrics))
+        while len(self._pending) > self._lag:
+            self._write(*self._pending.popleft())
+        seconds = time.perf_counter() - started
+        row |= {
+            "seconds": seconds,
+            "data_seconds": data_seconds,
+            "images_per_second": self._global_batch_size / seconds,
+        }
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add values to the newest step's row, such as the results of an evaluation."""
+        self._pending[-1][0].update(values)
+
+    def flush(self) -> None:
+        """Write all rows."""
+        while self._pending:
+            self._write(*self._pending.popleft())
+
+    def close(self) -> None:
+        """Write all rows and close the sinks."""
+        self.flush()
+        for sink in self._sinks:
+            sink.close()
+
+    def _write(self, row: Row, metrics: dict[str, jax.Array]) -> None:
+        row |= {name: value.item() for name, value in jax.device_get(metrics).items()}
+        for sink in self._sinks:
+            sink.write(row)
+
+
+class Jsonl:
+    """`metrics.jsonl`: one JSON object per step, each step once.
+
+    Args:
+        path: the file; rows after `first_step` that an earlier run left are dropped.
+        first_step: updates already made.
+    """
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        kept = [json.dumps(row) + "\n" for row in read_jsonl(path) if row["step"] <= first_step]
+        beside = path.with_suffix(".jsonl.new")
+        beside.write_text("".join(kept))
+        beside.replace(path)
+        self._file: IO[str] = path.open("a", buffering=1)
+
+    def write(self, row: Row) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """The rows of a `metrics.jsonl`; a last line cut short by a crash is left out; no file is no rows."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+class TensorBoard:
+    """Event files that TensorBoard reads.
+
+    Args:
+        directory: where they go.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, row: Row) -> None:
+        """Write every number of the row under its name."""
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class Wandb:
+    """A run at Weights & Biases; `WANDB_MODE=offline` keeps it on this machine.
+
+    Args:
+        directory: the run's output directory; its name and path make the run's id, so that a resumed run stays one.
+        project: the project's name.
+        config: the resolved config, shown with the run.
+    """
+
+    def __init__(self, directory: Path, *, project: str, config: dict[str, Any]) -> None:
+        import hashlib
+
+        import wandb
+
+        run_id = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
+        self._run = wandb.init(
+            project=project, name=directory.name, id=run_id, resume="allow", dir=str(directory), config=config
+        )
+
+    def write(self, row: Row) -> None:
+        """Send the row."""
+        self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()

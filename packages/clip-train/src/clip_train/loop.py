@@ -1,0 +1,109 @@
+"""The training loop: batch, step, log, evaluate, save. It knows nothing of what is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, Protocol
+
+import jax
+
+from clip_train.state import TrainState
+from clip_train.step import Step
+
+
+class Log(Protocol):
+    """Where `fit` sends what it measures."""
+
+    def push(self, step: int, metrics: dict[str, jax.Array], *, started: float, data_seconds: float) -> None:
+        """Take the metrics of a step, still on the device; read them later, when that stalls nothing."""
+
+
+class Stop:
+    """Whether somebody asked the run to stop: as a context manager it catches Ctrl-C and SIGTERM.
+
+    The first signal sets `signal`: the run ends after the step under way, and saves. A second one interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something done in the course of a run.
+
+    Attributes:
+        action: called with the number of updates made and the state.
+        every_steps: at each multiple of this many updates.
+        every_seconds: at the first update after this much time since the last.
+    """
+
+    action: Callable[[int, TrainState], None]
+    every_steps: int | None = None
+    every_seconds: float | None = None
+
+
+def fit(
+    state: TrainState,
+    step: Step,
+    batches: Iterator[Any],
+    *,
+    num_steps: int,
+    log: Log | None = None,
+    first_step: int = 0,
+    events: Sequence[Event] = (),
+    stop: Stop | None = None,
+) -> tuple[TrainState, int]:
+    """Train from update `first_step` to `num_steps`.
+
+    Args:
+        state: where to start; consumed.
+        step: from `make_step`.
+        batches: global batches, already on the mesh; one is taken per update, never one ahead, so that a position read
+            in an event is that of the batch just used.
+        num_steps: updates in the whole run.
+        log: told of each update; without one, nothing waits for the device.
+        first_step: updates that `state` has seen.
+        events: run in this order after the updates at which they are due.
+        stop: looked at after each update.
+
+    Returns:
+        The last state and the number of updates it has seen: fewer than `num_steps` if stopped.
+    """
+    last_run = [time.monotonic()] * len(events)
+    done = first_step
+    while done < num_steps and not (stop and stop.signal):
+        started = time.perf_counter()
+        batch = next(batches)
+        data_seconds = time.perf_counter() - started
+        state, metrics = step(state, batch)
+        done += 1
+        if log is not None:
+            log.push(done, metrics, started=started, data_seconds=data_seconds)
+        for i, event in enumerate(events):
+            now = time.monotonic()
+            by_steps = event.every_steps is not None and done % event.every_steps == 0
+            by_time = event.every_seconds is not None and now - last_run[i] >= event.every_seconds
+            if by_steps or by_time:
+                event.action(done, state)
+                last_run[i] = time.monotonic()
+    return state, done

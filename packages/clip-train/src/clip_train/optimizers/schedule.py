@@ -1,0 +1,117 @@
+"""Lengths of time in a run, and the learning rate over it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Literal
+
+import optax
+
+Length = int | str
+"""A stretch of a run: a number of steps, or `"500 steps"`, `"64000 samples"`, `"2 epochs"`, `"3%"` of the run."""
+
+_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|steps?|samples?|epochs?)\s*")
+
+
+def check_length(length: Length, field: str) -> None:
+    """Refuse what is no `Length`.
+
+    Raises:
+        ValueError: naming the field, the forms there are and what arrived.
+    """
+    ok = _LENGTH.fullmatch(length) if isinstance(length, str) else length >= 0
+    if not ok:
+        raise ValueError(
+            f"{field} is a number of steps ≥ 0, or a text such as '500 steps', '64000 samples', '2 epochs' or '3%'; "
+            f"got {length!r}"
+        )
+
+
+def to_samples(length: Length, *, samples_per_epoch: int) -> int:
+    """A `Length` that stands alone as a number of samples: a bare number means samples here.
+
+    Raises:
+        ValueError: for steps and percentages, which need a run to refer to.
+    """
+    if isinstance(length, int):
+        return length
+    number, unit = _parse(length)
+    if unit.startswith("epoch"):
+        return round(number * samples_per_epoch)
+    if unit.startswith("sample"):
+        return round(number)
+    raise ValueError(f"the length of a run is given in samples or epochs (128000, '30 epochs'); got {length!r}")
+
+
+def to_steps(length: Length, *, num_steps: int, global_batch_size: int, samples_per_epoch: int) -> int:
+    """A `Length` as a number of steps, rounded to the nearest.
+
+    Args:
+        length: the stretch of time.
+        num_steps: steps of the whole run, for percentages.
+        global_batch_size: samples in a step.
+        samples_per_epoch: samples in all training sources.
+    """
+    if isinstance(length, int):
+        return length
+    number, unit = _parse(length)
+    if unit == "%":
+        return round(num_steps * number / 100)
+    if unit.startswith("step"):
+        return round(number)
+    samples = number * samples_per_epoch if unit.startswith("epoch") else number
+    return round(samples / global_batch_size)
+
+
+def _parse(length: str) -> tuple[float, str]:
+    match = _LENGTH.fullmatch(length)
+    if match is None:
+        raise ValueError(f"a length is like '500 steps', '64000 samples', '2 epochs' or '3%'; got {length!r}")
+    return float(match[1]), match[2]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate moves: linear warm-up from zero to its peak, then decay.
+
+    Attributes:
+        warmup: how long the warm-up takes.
+        decay: the shape after it: down to `end_fraction` of the peak by the last step, or `constant`.
+        end_fraction: the final learning rate as a fraction of the peak.
+    """
+
+    warmup: Length = "3%"
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    end_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no length and fractions outside [0, 1]."""
+        check_length(self.warmup, "warmup")
+        if not 0 <= self.end_fraction <= 1:
+            raise ValueError(f"end_fraction is between 0 and 1; got {self.end_fraction}")
+
+
+def make_schedule(config: ScheduleConfig, *, peak: float, warmup_steps: int, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates made so far.
+
+    Args:
+        config: the shape.
+        peak: the learning rate at the end of the warm-up.
+        warmup_steps: updates before the peak.
+        num_steps: updates in all.
+
+    Raises:
+        ValueError: the warm-up is longer than the run.
+    """
+    if warmup_steps > num_steps:
+        raise ValueError(f"warmup must fit in the run; got {warmup_steps} steps of warm-up in a run of {num_steps}")
+    end, after = peak * config.end_fraction, max(num_steps - warmup_steps, 1)
+    decay: optax.Schedule = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, after, config.end_fraction),
+        "linear": lambda: optax.linear_schedule(peak, end, after),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[config.decay]()
+    if warmup_steps == 0:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decay], [warmup_steps])

@@ -1,0 +1,155 @@
+"""A run's directory: whose it is, and the files that say what ran where."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clip_train.config_file import ConfigError
+
+# What may differ between two starts of one run: it changes nothing that the run computes.
+_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "data.num_threads"})
+_PACKAGES = ("clip-losses", "clip-models", "clip-sharding", "clip-data", "clip-train", "jax", "jaxlib", "flax", "optax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """The files of one run.
+
+    Attributes:
+        root: the directory.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, every default filled in."""
+        return self.root / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, devices, git revision."""
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The final evaluations: there once the run is finished."""
+        return self.root / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.root / "checkpoints"
+
+    def claim(self, config: dict[str, Any]) -> bool:
+        """Make sure that the directory is empty or this run's.
+
+        Args:
+            config: the resolved config.
+
+        Returns:
+            Whether the directory holds this run already.
+
+        Raises:
+            ConfigError: it holds something else; the message says what and the ways out.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"output_dir: {self.root} is a file; give a directory")
+        if not self.root.exists() or not any(self.root.iterdir()):
+            return False
+        if not self.config.exists():
+            raise ConfigError(
+                f"output_dir: {self.root} is not empty and holds no run of ours; "
+                "give an empty or new directory: --set output_dir=DIR"
+            )
+        before = json.loads(self.config.read_text())
+        if changes := differences(before, config):
+            raise ConfigError(
+                f"output_dir: {self.root} holds another run; its config differs:\n"
+                + "\n".join(f"  {path}: {old} there, {new} here" for path, old, new in changes)
+                + "\nGive another directory (--set output_dir=DIR), or undo the change to continue that run"
+            )
+        return True
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write the resolved config and the environment."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, config)
+        write_json(self.environment, environment())
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What differs between two configs in a way that changes the run: `(path, before, after)`."""
+    flat_before, flat_after = _flatten(before), _flatten(after)
+    changed = [path for path in flat_before | flat_after if flat_before.get(path) != flat_after.get(path)]
+    return [
+        (path, json.dumps(flat_before.get(path)), json.dumps(flat_after.get(path)))
+        for path in changed
+        if not any(path == harmless or path.startswith(harmless + ".") for harmless in _HARMLESS)
+    ]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and git revision of this process."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "backend": jax.default_backend(),
+        "device_kind": device.device_kind,
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+        "num_cpus": os.cpu_count(),
+        "command": sys.argv,
+        "git_revision": _git_revision(),
+    }
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_suffix(path.suffix + ".new")
+    beside.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _git_revision() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = enumerate(tree)
+    else:
+        return {path: tree}
+    flat: dict[str, Any] = {}
+    for name, value in items:
+        flat |= _flatten(value, f"{path}.{name}" if path else str(name))
+    return flat

@@ -1,0 +1,261 @@
+"""A training run from its config to its report, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from clip_data import Batch, Pipeline
+from clip_models import init
+from clip_sharding import to_global
+from clip_train.checkpoint import Checkpoints
+from clip_train.config import TrainConfig
+from clip_train.config_file import ConfigError, config_to_json
+from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
+from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
+from clip_train.loop import Event, Stop, fit
+from clip_train.objective import clip_objective
+from clip_train.output import Output, environment, write_json
+from clip_train.report import write_report
+from clip_train.screen import Progressing, duration, make_console, show_facts
+from clip_train.setup import Setup, prepare, resolve
+from clip_train.state import TrainState, create_state, state_from_params
+from clip_train.step import make_step
+from clip_train.summary import describe, result_to_json, show_metrics
+
+
+def run(config: TrainConfig, *, dry_run: bool = False) -> int:
+    """Train, evaluate and report; continue where an earlier start of the same run ended.
+
+    Args:
+        config: of the run.
+        dry_run: check everything and show what would happen, then stop: nothing is written.
+
+    Returns:
+        The exit status: 0 when the run is finished, 128 plus the signal's number when one stopped it.
+
+    Raises:
+        ConfigError: the config asks for what cannot be.
+    """
+    console = make_console()
+    config, origin = resolve(config)
+    output = Output(Path(config.output_dir))
+    resolved = config_to_json(config)
+    ours = output.claim(resolved)
+    if ours and output.results.exists():
+        console.print(
+            f"This run is finished: {output.results}, {output.report}. To train again, set another output_dir."
+        )
+        return 0
+
+    setup = prepare(config, origin)
+    facts = describe(setup)
+    show_facts(console, "clip-train run", facts)
+    for warning in setup.warnings:
+        console.print(f"[yellow]Warning:[/yellow] {warning}")
+    if dry_run:
+        setup.pipeline.close()
+        return 0
+
+    started = time.monotonic()
+    output.write_config(resolved)
+    with contextlib.ExitStack() as resources:
+        pipeline = resources.enter_context(setup.pipeline)
+        checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep))
+        state, first_step = start(setup, checkpoints, pipeline, console)
+        log = MetricsLog(
+            make_sinks(setup, output, console, first_step, resolved), global_batch_size=config.global_batch_size
+        )
+        resources.callback(log.close)
+        encoders = Encoders(setup.model, setup.mesh)
+
+        def measure(evaluation: EvaluationConfig, params: Any) -> Result:
+            result = evaluate(evaluation, encoders, params, setup.data, setup.tokenizer)
+            log.add({f"{evaluation.name}/{name}": value for name, value in result.metrics.items()})
+            return result
+
+        def save(step: int, state: TrainState) -> None:
+            checkpoints.save(step, state, pipeline.cursor())
+
+        objective = clip_objective(setup.model, setup.loss, setup.mesh, config.data.augment)
+        step = make_step(
+            objective,
+            setup.tx,
+            seed=config.seed,
+            num_microbatches=setup.num_microbatches,
+            learning_rate=setup.learning_rate,
+        )
+        events = [
+            Event(_unless_last(setup, measure, e), every_steps=setup.steps(e.every))
+            for e in config.evaluation
+            if e.every
+        ]
+        minutes = config.checkpoint.every_minutes
+        events.append(
+            Event(save, every_steps=config.checkpoint.every_steps, every_seconds=60 * minutes if minutes else None)
+        )
+        with Stop() as stop:
+            state, done = fit(
+                state,
+                step,
+                global_batches(pipeline, setup.mesh),
+                num_steps=setup.num_steps,
+                first_step=first_step,
+                log=log,
+                events=events,
+                stop=stop,
+            )
+        save(done, state)
+        checkpoints.wait()
+        if stop.signal is not None and done < setup.num_steps:
+            log.close()
+            console.print(
+                f"\nStopped by {stop.signal.name} after step {done}, and saved. The same command continues from there."
+            )
+            return 128 + stop.signal
+        results = [measure(evaluation, state.params) for evaluation in config.evaluation]
+
+    finish(setup, output, results, facts, resolved, seconds=time.monotonic() - started)
+    console.print()
+    show_metrics(console, results)
+    paths = [
+        ("report", output.report),
+        ("results", output.results),
+        ("metrics", output.metrics),
+        ("checkpoints", output.checkpoints),
+    ]
+    show_facts(console, "Finished", [(name, str(path)) for name, path in paths])
+    return 0
+
+
+def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
+    """Evaluate the newest checkpoint of a run as its config says.
+
+    Args:
+        config: of the run; its evaluations may differ from the ones the run was started with.
+        to: a JSON file for the results as well.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: there is no run, or nothing to evaluate.
+    """
+    console = make_console()
+    config, origin = resolve(config)
+    output = Output(Path(config.output_dir))
+    if not config.evaluation:
+        raise ConfigError("evaluation: the config lists none; add one")
+    if not output.checkpoints.is_dir():
+        raise ConfigError(f"output_dir: {output.root} holds no checkpoint; train first: clip-train run CONFIG")
+    setup = prepare(config, origin)
+    setup.pipeline.close()
+    with Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+        step, params = checkpoints.latest_step(), checkpoints.restore_params(setup.abstract.params)
+    show_facts(console, "clip-train eval", [("run", str(output.root)), ("step", f"{step} of {setup.num_steps}")])
+    encoders = Encoders(setup.model, setup.mesh)
+    results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
+    show_metrics(console, results)
+    if to is not None:
+        write_json(to, [result_to_json(result, setup) for result in results])
+    return 0
+
+
+def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: Console) -> tuple[TrainState, int]:
+    """The state to begin with: the newest checkpoint's, or a first one; the pipeline is moved to match."""
+    step = checkpoints.latest_step()
+    if step is not None:
+        state, cursor = checkpoints.restore(setup.abstract)
+        pipeline.seek(cursor)
+        console.print(f"Continuing from the checkpoint of step {step}.")
+        return state, step
+    if setup.origin.load is not None:
+        return state_from_params(setup.origin.load(), setup.tx, setup.abstract), 0
+    make = functools.partial(init, setup.model, jax.random.key(setup.config.seed))
+    return create_state(make, setup.tx, setup.abstract), 0
+
+
+def global_batches(pipeline: Pipeline, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """What the step reads of each batch, on the mesh."""
+    for batch in pipeline:
+        yield to_global(step_inputs(batch), mesh)
+
+
+def step_inputs(batch: Batch) -> dict[str, Any]:
+    """The arrays that the objective reads: `image` uint8, `input_ids` and `attention_mask` int32."""
+    return {"image": batch.image, "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, resolved: dict[str, Any]) -> list[Sink]:
+    """The places that the config sends metrics to."""
+    log = setup.config.log
+    # `metrics.jsonl` feeds the report: it is written whatever the config says.
+    sinks: list[Sink] = [Jsonl(output.metrics, first_step=first_step)]
+    try:
+        if "tensorboard" in log.to:
+            sinks.append(TensorBoard(output.root / "tensorboard"))
+        if "wandb" in log.to:
+            sinks.append(Wandb(output.root, project=log.project, config=resolved))
+    except ImportError as error:
+        raise ConfigError(
+            f"log.to: {error.name} is not installed; install clip-train[tensorboard] or clip-train[wandb]"
+        ) from error
+    if "console" in log.to:
+        line_every = setup.steps(log.every)
+        sinks.append(Progressing(console, num_steps=setup.num_steps, first_step=first_step, line_every=line_every))
+    return sinks
+
+
+def finish(
+    setup: Setup,
+    output: Output,
+    results: list[Result],
+    facts: list[tuple[str, str]],
+    resolved: dict[str, Any],
+    *,
+    seconds: float,
+) -> None:
+    """Write the report, then `results.json`, whose presence says that the run is finished."""
+    rows = read_jsonl(output.metrics)
+    trained = sum(row["seconds"] for row in rows)
+    facts = [*facts, ("training time", duration(trained))]
+    write_report(
+        output.report,
+        title=f"clip-train: {output.root.name}",
+        facts=facts,
+        rows=rows,
+        results=results,
+        config=resolved,
+        environment=environment(),
+    )
+    write_json(
+        output.results,
+        {
+            "steps": setup.num_steps,
+            "samples": setup.num_steps * setup.config.global_batch_size,
+            "final_loss": rows[-1]["loss"],
+            "seconds_training": trained,
+            "seconds_last_start": seconds,
+            "skipped_samples": dict(setup.pipeline.faults),
+            "evaluation": [result_to_json(result, setup) for result in results],
+        },
+    )
+
+
+def _unless_last(
+    setup: Setup, measure: Callable[[EvaluationConfig, Any], Result], evaluation: EvaluationConfig
+) -> Callable[[int, TrainState], None]:
+    # The end has its own evaluation.
+    def action(step: int, state: TrainState) -> None:
+        if step < setup.num_steps:
+            measure(evaluation, state.params)
+
+    return action

@@ -1,0 +1,92 @@
+"""A run in words and numbers: the first screen's lines, and the results as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from clip_models import num_params
+from clip_sharding import BATCH_AXES
+from clip_train.evaluate import Result
+from clip_train.screen import count, percent, show_table
+from clip_train.setup import Setup
+
+
+def describe(setup: Setup) -> list[tuple[str, str]]:
+    """The first screen: what is about to happen."""
+    config, model, data = setup.config, setup.model, setup.pipeline
+    vision, text, expects = model.vision, model.text, model.preprocess
+    num_devices = setup.mesh.size
+    batch_devices = setup.mesh.shape[BATCH_AXES[0]] * setup.mesh.shape[BATCH_AXES[1]]
+    per_device = config.global_batch_size // setup.num_microbatches // batch_devices
+    samples = setup.num_steps * config.global_batch_size
+    rate = config.optimizer.learning_rate
+    checkpoint = [f"every {config.checkpoint.every_minutes:g} minutes"] if config.checkpoint.every_minutes else []
+    checkpoint += [f"every {config.checkpoint.every_steps} steps"] if config.checkpoint.every_steps else []
+    axes = ", ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
+    return [
+        (
+            "model",
+            f"image tower {vision.num_layers} × {vision.width}, {vision.image_size} px in patches of "
+            f"{vision.patch_size}; text tower {text.num_layers} × {text.width}, {text.max_length} tokens of "
+            f"{text.vocab_size}",
+        ),
+        ("weights", setup.origin.text),
+        ("parameters", count(num_params(model))),
+        ("loss", setup.loss),
+        (
+            "data",
+            f"{data.num_samples:,} pairs in {len(data.shards)} shards"
+            + (f" of {len(config.data.train)} sources" if len(config.data.train) > 1 else ""),
+        ),
+        (
+            "prepared as",
+            f"{expects.size} px {expects.resize_mode}, {expects.interpolation}; "
+            f"{expects.text_length} tokens by {expects.tokenizer}",
+        ),
+        (
+            "devices",
+            f"{num_devices} × {jax.devices()[0].device_kind}, mesh {axes}; parameters {setup.strategy}, "
+            f"{config.precision}",
+        ),
+        (
+            "batch",
+            f"{config.global_batch_size:,} = {batch_devices} devices × {per_device} per device × "
+            f"{setup.num_microbatches} microbatches",
+        ),
+        ("steps", f"{setup.num_steps:,} ({samples:,} pairs, {samples / data.num_samples:.3g} epochs)"),
+        (
+            "optimizer",
+            f"{config.optimizer.kind}, learning rate {rate:g}, {setup.warmup_steps} steps of warm-up, "
+            f"then {config.schedule.decay}",
+        ),
+        ("evaluation", ", ".join(f"{e.name} ({e.task})" for e in config.evaluation) or "none"),
+        ("checkpoints", ", ".join([*checkpoint, "at the end"]) + f"; {config.checkpoint.keep} are kept"),
+        ("output", config.output_dir),
+    ]
+
+
+def result_to_json(result: Result, setup: Setup) -> dict[str, Any]:
+    """A result in CLIP_benchmark's form."""
+    return {
+        "dataset": result.name,
+        "model": setup.config.model.preset or setup.config.model.pretrained or "custom",
+        "pretrained": setup.config.output_dir,
+        "task": result.task,
+        "metrics": result.metrics,
+        "num_samples": result.num_samples,
+    }
+
+
+def show_metrics(console: Console, results: Sequence[Result]) -> None:
+    """Print a table of all results."""
+    rows = [
+        (f"{result.name}  {name}", percent(value), f"{result.num_samples:,}")
+        for result in results
+        for name, value in result.metrics.items()
+    ]
+    if rows:
+        show_table(console, ("result", "value", "samples"), rows)

@@ -1,0 +1,105 @@
+"""Where a model and its weights come from: a preset, a written-out config, a directory, the Hub, or a run of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clip_models import ClipConfig, init, load_pretrained, preset, save_pretrained
+from clip_train.checkpoint import Checkpoints
+from clip_train.config import ModelConfig, TrainConfig
+from clip_train.config_file import ConfigError, located, read_config
+from clip_train.output import Output
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A model before training.
+
+    Attributes:
+        config: its architecture and what it expects of its inputs.
+        load: gives its parameters; `None` means random ones.
+        text: where it comes from, in words.
+    """
+
+    config: ClipConfig
+    load: Callable[[], Any] | None
+    text: str
+
+
+def find_model(model: ModelConfig) -> Origin:
+    """The architecture that a config asks for, and where its weights are.
+
+    Raises:
+        ValueError: an unknown preset, or a directory that holds no model.
+        OSError: what is named cannot be read.
+    """
+    if model.pretrained is not None:
+        config, load = _open_pretrained(model.pretrained)
+        return Origin(model.config or config, load, f"weights from {model.pretrained}")
+    if model.config is not None:
+        name = f"{model.preset}, " if model.preset else ""
+        return Origin(model.config, None, f"{name}random initialisation")
+    if model.preset is None:
+        raise ValueError("give one of preset, pretrained or config")
+    return Origin(preset(model.preset), None, f"{model.preset}, random initialisation")
+
+
+def is_run(directory: str | Path) -> bool:
+    """Whether a path is the output directory of a run."""
+    output = Output(Path(directory))
+    return output.config.is_file() and output.checkpoints.is_dir()
+
+
+def load_run(directory: str | Path) -> tuple[ClipConfig, Any]:
+    """The model of a run, with the parameters of its newest checkpoint.
+
+    Args:
+        directory: the run's `output_dir`.
+
+    Returns:
+        The model's config, and its parameters on the default device.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint in it.
+    """
+    output = Output(Path(directory))
+    if not is_run(directory):
+        raise FileNotFoundError(f"{directory} is no run: it has no config.json beside checkpoints/")
+    config = read_config(TrainConfig, output.config).model.config
+    if config is None:
+        raise FileNotFoundError(f"{output.config} is not the resolved config of a run")
+    return config, _run_params(output, config)
+
+
+def export_run(directory: Path, to: Path) -> None:
+    """Write a run's model, as of its newest checkpoint, as a directory that `clip_models.load_pretrained` opens.
+
+    Raises:
+        ConfigError: there is no run, or the place is taken.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"{to} is there already and not empty; give a new directory")
+    with located(str(directory)):
+        config, params = load_run(directory)
+    save_pretrained(to, config, params)
+
+
+def _run_params(output: Output, config: ClipConfig) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(functools.partial(init, config), jax.random.key(0)),
+    )
+    with Checkpoints(output.checkpoints) as checkpoints:
+        return checkpoints.restore_params(abstract)
+
+
+def _open_pretrained(name: str) -> tuple[ClipConfig, Callable[[], Any]]:
+    config, params = load_run(name) if is_run(name) else load_pretrained(name)
+    return config, lambda: params

@@ -1,0 +1,140 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_models import ClipConfig, TextConfig, VisionConfig, init, logical_axes
+from clip_sharding import MeshConfig, make_mesh, shardings, strategy, to_global
+from clip_train.objective import clip_objective
+from clip_train.optimizers import AdamWConfig, ScheduleConfig, make_optimizer, make_schedule
+from clip_train.state import abstract_state, create_state, state_from_params
+from clip_train.step import make_step
+
+MODEL = ClipConfig(
+    vision=VisionConfig(image_size=16, patch_size=8, width=32, num_layers=2, num_heads=2),
+    text=TextConfig(vocab_size=24, max_length=6, width=32, num_layers=2, num_heads=2),
+)
+CLIP = ClipConfig(
+    vision=MODEL.vision, text=MODEL.text, projection_dim=16, logit_bias_init=None, logit_scale_init=2.6592
+)
+MODELS = {"sigmoid": MODEL, "softmax": CLIP}
+
+
+def batches(num, size=16):
+    rng = np.random.default_rng(0)
+    for _ in range(num):
+        yield {
+            "image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
+            "input_ids": rng.integers(0, 24, (size, 6), dtype=np.int32),
+            "attention_mask": np.ones((size, 6), np.int32),
+        }
+
+
+@functools.cache
+def first_params(model):
+    return jax.tree.map(np.asarray, jax.jit(functools.partial(init, model))(jax.random.key(0)))
+
+
+def start(model, mesh, name, tx):
+    """The state to start from, placed by a strategy."""
+    params = first_params(model)
+    abstract = abstract_state(
+        lambda: jax.tree.map(jnp.asarray, params),
+        tx,
+        shardings(strategy(name), mesh, logical_axes(model), params),
+        mesh,
+    )
+    return state_from_params(params, tx, abstract)
+
+
+def train(kind, mesh, name="replicated", num_steps=5):
+    """The losses of a few steps, and the state after them."""
+    model = MODELS[kind]
+    schedule = make_schedule(ScheduleConfig(), peak=1e-3, warmup_steps=1, num_steps=num_steps)
+    tx = make_optimizer(AdamWConfig(), schedule, axes=logical_axes(model))
+    state = start(model, mesh, name, tx)
+    step = make_step(clip_objective(model, kind, mesh), tx, learning_rate=schedule)
+    losses = []
+    for batch in batches(num_steps):
+        state, metrics = step(state, to_global(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), state
+
+
+def gradient(kind, mesh, num_microbatches):
+    """The gradient on one batch: what a step of plain SGD subtracts. (Adam would hide its scale.)"""
+    model, tx = MODELS[kind], optax.sgd(1.0)
+    step = make_step(clip_objective(model, kind, mesh), tx, num_microbatches=num_microbatches)
+    state, metrics = step(start(model, mesh, "replicated", tx), to_global(next(batches(1)), mesh))
+    moved = jax.tree.map(lambda before, after: before - np.asarray(after), first_params(model), state.params)
+    return moved, float(metrics["loss"])
+
+
+@functools.cache
+def one_device():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@functools.cache
+def losses_of_one_device(kind):
+    return train(kind, one_device())[0]
+
+
+@pytest.mark.parametrize(("kind", "data", "fsdp"), [("sigmoid", 8, 1), ("sigmoid", 2, 4), ("softmax", 2, 4)], ids=str)
+def test_eight_devices_follow_the_losses_of_one(kind, data, fsdp):
+    losses, state = train(kind, make_mesh(MeshConfig(data=data, fsdp=fsdp)), "fsdp" if fsdp > 1 else "replicated")
+    np.testing.assert_allclose(losses, losses_of_one_device(kind), rtol=1e-4)
+    kernel = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
+    assert kernel.addressable_shards[0].data.size * fsdp == kernel.size
+    moment = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
+    assert moment.sharding.is_equivalent_to(kernel.sharding, kernel.ndim)
+
+
+@pytest.mark.parametrize(("kind", "num_devices"), [("sigmoid", 1), ("softmax", 4)])
+def test_accumulated_gradients_equal_whole_ones(kind, num_devices):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:num_devices])
+    whole, whole_loss = gradient(kind, one_device(), 1)
+    accumulated, loss = gradient(kind, mesh, 4)
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    difference = optax.tree.norm(jax.tree.map(np.subtract, accumulated, whole))
+    assert difference < 1e-5 * optax.tree.norm(whole)
+
+
+def test_a_state_is_made_where_it_lives_and_from_weights_that_fit():
+    mesh, tx = make_mesh(MeshConfig(data=1, fsdp=8)), optax.adam(1e-3)
+    model = MODELS["sigmoid"]
+    make = functools.partial(init, model, jax.random.key(0))
+    placed = shardings(strategy("fsdp"), mesh, logical_axes(model), jax.eval_shape(make))
+    abstract = abstract_state(make, tx, placed, mesh)
+    state = create_state(make, tx, abstract)
+    for made, want in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (made.shape, made.dtype) == (want.shape, want.dtype)
+        assert made.sharding.is_equivalent_to(want.sharding, made.ndim)
+    for made, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(first_params(model)), strict=True):
+        np.testing.assert_allclose(np.asarray(made), want, atol=1e-6)
+    wrong = {**first_params(model), "logit_bias": np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match=r"\['logit_bias'\]: expected \(\), got \(3,\)"):
+        state_from_params(wrong, tx, abstract)
+
+
+def test_microbatches_need_a_loss_in_two_halves():
+    with pytest.raises(ValueError, match="two halves"):
+        make_step(lambda params, batch, key: (0.0, {}), optax.sgd(1.0), num_microbatches=2)
+
+
+def test_only_matrices_decay():
+    axes, params = logical_axes(MODEL), first_params(MODEL)
+    tx = make_optimizer(AdamWConfig(weight_decay=1.0, clip_norm=None), 1.0, axes=axes)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for update, value, names in zip(
+        jax.tree.leaves(updates), jax.tree.leaves(params), jax.tree.leaves(axes, is_leaf=is_names), strict=True
+    ):
+        matrix = sum(name != "layers" for name in names) >= 2
+        np.testing.assert_allclose(update, -value if matrix else np.zeros_like(value))
+
+
+def is_names(node):
+    return isinstance(node, tuple)
