@@ -6,11 +6,11 @@ _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):  # before jax starts its backend
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 
-from types import SimpleNamespace
+from types import SimpleNamespace  # noqa: E402
 
-import numpy as np
-import pytest
-from hypothesis import settings
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Each example compiles, so wall-clock deadlines would only measure the machine.
 settings.register_profile("clip-losses", deadline=None, derandomize=True, max_examples=12, database=None)

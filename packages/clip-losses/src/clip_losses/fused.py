@@ -1,9 +1,9 @@
 """Value and gradients in one sweep, made differentiable: what turns a loss's sweep into a function for ``jax.grad``.
 
-A loss's sweep returns its gradients with its value, so differentiating it only multiplies them by the cotangent and nothing
-of size b×b is kept for a backward pass. The rule is a ``custom_jvp``: JAX transposes the product itself, so the gradients
-follow its own conventions inside a stranger's ``shard_map`` too, forward mode works, and an argument that nobody
-differentiates is known to be constant, which drops its accumulator.
+A loss's sweep returns its gradients with its value, so differentiating it only multiplies them by the cotangent and
+nothing of size b×b is kept for a backward pass. The rule is a ``custom_jvp``: JAX transposes the product itself, so the
+gradients follow its own conventions inside a stranger's ``shard_map`` too, forward mode works, and an argument that
+nobody differentiates is known to be constant, which drops its accumulator.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from clip_losses.operands import Operands, Settings
 
 # One entry per differentiable operand: its gradient, or None where it is not wanted.
-Grads = tuple[Array | None, Array | None, Array | None, Array | None]
+Grads = tuple[Any, Any, Any, Any]
 Wanted = tuple[bool, bool, bool, bool]
 # Over an axis, the value is global and the scalars' gradients are this device's share.
 Sweep = Callable[[Any, Operands, Wanted], tuple[Array, Grads]]
@@ -34,7 +34,7 @@ def loss(sweep: Sweep, settings: Settings, operands: Operands) -> Array:
 def _loss_jvp(
     sweep: Sweep, settings: Settings, primals: tuple[Operands], tangents: tuple[Operands]
 ) -> tuple[Array, Array]:
-    directions = tangents[0][:4]
+    directions: Any = tangents[0][:4]
     wanted = tuple(d is not None and not isinstance(d, SymbolicZero) for d in directions)
     value, grads = _run_whole(sweep, settings, wanted, primals[0])
     tangent = jnp.zeros_like(value)
@@ -49,7 +49,7 @@ def _loss_jvp(
 loss.defjvp(_loss_jvp, symbolic_zeros=True)
 
 
-def loss_and_grads(sweep: Sweep, settings: Settings, operands: Operands) -> tuple[Array, tuple[Array, ...]]:
+def loss_and_grads(sweep: Sweep, settings: Settings, operands: Operands) -> tuple[Array, Any]:
     """The loss and the true gradient of the global loss for each differentiable operand, in its own dtype."""
     primals = [x for x in operands[:4] if x is not None]
     value, grads = _run(sweep, settings, (True, True, True, operands.logit_bias is not None), operands)
@@ -66,20 +66,20 @@ def _run(sweep: Sweep, settings: Settings, wanted: Wanted, operands: Operands) -
     """Call the sweep, inside our own ``shard_map`` when the settings hold a mesh."""
     dtype = operands.image_embeds.dtype
     if operands.image_embeds.shape[0] == 0:
-        zeros = tuple(jnp.zeros_like(x) if want else None for x, want in zip(operands, wanted, strict=False))
-        return jnp.zeros((), jnp.promote_types(dtype, jnp.float32)), zeros
+        zeros = [jnp.zeros_like(x) if x is not None and w else None for x, w in zip(operands, wanted, strict=False)]
+        return jnp.zeros((), jnp.promote_types(dtype, jnp.float32)), (zeros[0], zeros[1], zeros[2], zeros[3])
     if settings.mesh is None:
         return sweep(settings, _uniform(operands, settings.axis_name), wanted)
 
     def local(operands: Operands) -> tuple[Array, Grads]:
         value, grads = sweep(settings, _uniform(operands, settings.axis_name), wanted)
-        scalars = tuple(None if g is None else lax.psum(g, settings.axis_name) for g in grads[2:])
-        return value, (*grads[:2], *scalars)
+        scale, bias = (None if g is None else lax.psum(g, settings.axis_name) for g in grads[2:])
+        return value, (grads[0], grads[1], scale, bias)
 
     rows, whole = PartitionSpec(settings.axis_name), PartitionSpec()
-    specs = Operands(rows, rows, whole, whole, rows, rows, rows)
+    specs: Any = (rows, rows, whole, whole, rows, rows, rows)
     over_mesh = jax.shard_map(
-        local, mesh=settings.mesh, in_specs=(specs,), out_specs=(whole, (rows, rows, whole, whole))
+        local, mesh=settings.mesh, in_specs=(Operands(*specs),), out_specs=(whole, (rows, rows, whole, whole))
     )
     return over_mesh(operands)
 
@@ -95,8 +95,9 @@ def _uniform(operands: Operands, axis_name: Any) -> Operands:
     return jax.tree.map(lambda x: lax.select(witness == 0, x, x), operands)
 
 
-# JAX traces the rule above while it separates what depends on tangents from what does not, and would take the loops apart on
-# the way: their slices of the embeddings come out as a stacked copy of [b, e]. A custom rule's function is left whole.
+# JAX traces the rule above while it separates what depends on tangents from what does not, and would take the loops
+# apart on the way: their slices of the embeddings come out as a stacked copy of [b, e]. A custom rule's function is
+# left whole.
 _run_whole = jax.custom_jvp(_run, nondiff_argnums=(0, 1, 2))
 _run_whole.defjvp(
     lambda sweep, settings, wanted, primals, tangents: jax.jvp(

@@ -1,7 +1,8 @@
 """What a row of logits leaves behind once its tiles are gone: enough for its cross-entropy and for its softmax.
 
 A row is one image among all texts or, along the other axis of a tile, one text among all images. Its pair's logit
-``x_ii`` is kept apart from the others', so that a confident row loses no digits: ``−log p_ii = softplus(lse_off − x_ii)``.
+``x_ii`` is kept apart from the others', so that a confident row loses no digits: ``−log p_ii = softplus(lse_off −
+x_ii)``.
 """
 
 from typing import Any, NamedTuple
@@ -48,21 +49,20 @@ class Outcome(NamedTuple):
     pair_slope: Array
 
 
-def no_stats(pair: Array, *, ids: bool, smoothing: bool) -> RowStats:
-    """The statistics of rows that have met nothing yet; ``pair`` ``[n]`` gives their shape and dtype."""
-    zero = jnp.zeros_like(pair)
+def no_stats(zero: Array, *, ids: bool, smoothing: bool) -> RowStats:
+    """The statistics of rows that have met nothing yet, from ``[n]`` zeros."""
     return RowStats(
-        jnp.full_like(pair, -jnp.inf), zero, zero if ids else None, zero if ids else None, zero if smoothing else None
+        jnp.full_like(zero, -jnp.inf), zero, zero if ids else None, zero if ids else None, zero if smoothing else None
     )
 
 
-def observe(stats: RowStats, x: Array, pair: Array, off: Array, same: Array | None, axis: int) -> RowStats:
+def observe(stats: RowStats, x: Array, pair: Array | None, off: Array, same: Array | None, axis: int) -> RowStats:
     """Add a tile to its rows' statistics.
 
     Args:
         stats: The ``[rows]`` statistics so far.
         x: ``[rows, cols]`` logits (``[cols, rows]`` for axis 0), −∞ where the pair is on the diagonal or dropped.
-        pair: ``[rows]`` logits of the rows' own pairs.
+        pair: ``[rows]`` logits of the rows' own pairs; None where no gap is asked for.
         off: Where ``x`` counts.
         same: Where a pair is a further positive, or None.
         axis: The axis to sum over.
@@ -74,7 +74,7 @@ def observe(stats: RowStats, x: Array, pair: Array, off: Array, same: Array | No
     top = lax.stop_gradient(x.max(axis))
     mass = jnp.exp(x - jnp.expand_dims(_finite(top), axis)).sum(axis)
     gap = num_extra = extra_gap = None
-    if stats.gap is not None or same is not None:
+    if pair is not None and (stats.gap is not None or same is not None):
         gaps = jnp.where(off, x - jnp.expand_dims(pair, axis), 0)
         if stats.gap is not None:
             gap = gaps.sum(axis)

@@ -132,7 +132,6 @@ def settle(
             raise ValueError(f"tile must be 'auto', a positive integer or a pair of them, got {tile!r}")
     # The default precision of accelerators rounds float32 to bfloat16 or TF32: at scale 100 that moves a logit by 0.3.
     precision = lax.Precision.HIGHEST if precision is None else precision
-    precision = tuple(precision) if isinstance(precision, list) else precision
     return {
         "tile": shape,
         "precision": precision,

@@ -1,16 +1,14 @@
 """The pairwise sigmoid loss of SigLIP: every image and text is a pair of its own, so no row needs any other."""
 
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from clip_losses import fused
-from clip_losses.operands import AxisName, Comm, Impl, Operands, Reduction, Settings, Tile, check, num_kept, settle
-from clip_losses.ring import first_row, over_blocks
-from clip_losses.tiles import Side, Slice, clean, dot, duplicates, finish_rows, needs_slope_sum, negatives, sweep, wide
+from clip_losses.operands import AxisName, Comm, Impl, Operands, Reduction, Settings, Tile, check, settle
+from clip_losses.sigmoid_sweep import visit_all
 
 SigmoidGrads = tuple[Array, Array, Array, Array]
 
@@ -43,8 +41,52 @@ def sigmoid_loss(
     axis_name: AxisName | None = None,
     comm: Comm = "ring",
 ) -> Array:
+    """Binary cross-entropy of every image with every text, summed over pairs and divided by the number of rows.
+
+    In the paper's symbols, with ``t = logit_scale``, ``b = logit_bias`` and ``zᵢⱼ = 1`` for a matching pair, ``−1``
+    otherwise: ``L = −1/|B| Σᵢ Σⱼ log σ(zᵢⱼ (t xᵢ·yⱼ + b))``. The paper's ``t`` is the multiplier too; its parameter is
+    ``t' = log t``. Computed in float32 from products accumulated in float32 (float64 for float64), whatever the inputs.
+
+    Memory beyond inputs and gradients is a few tiles. Given ``axis_name`` it runs inside the caller's own ``shard_map``
+    or ``pmap``, on this device's rows, and returns the global loss on every device. Its gradients there follow JAX's
+    rule for any loss that ends in a ``psum``: taken outside the ``shard_map``, or inside it with ``check_vma=True``,
+    they are those of the global loss; taken inside where JAX does not track replication (``check_vma=False``,
+    ``pmap``), each device has ``n`` times its share, so ``pmean`` of a parameter's gradient over the axis is right.
+    ``sigmoid_loss_and_grads`` is right everywhere.
+
+    >>> import jax.numpy as jnp
+    >>> image_embeds = text_embeds = jnp.eye(2)
+    >>> print(f"{sigmoid_loss(image_embeds, text_embeds, 10.0, -5.0):.4f}")  # 2 log(1 + exp(-5))
+    0.0134
+
+    Args:
+        image_embeds: ``[b, e]`` floating, normalised by the caller.
+        text_embeds: ``[b, e]`` of the same dtype; row ``i`` matches row ``i``.
+        logit_scale: Scalar multiplier of the similarities: already exponentiated, where checkpoints store its log.
+        logit_bias: Scalar added to them.
+        image_ids: ``[b]`` integer. Rows with equal ids hold the same image, so each matches the other's text.
+        text_ids: ``[b]`` integer. Rows with equal ids hold the same text.
+        mask: ``[b]`` bool. Where it is False, both sides of the row are dropped, whatever they hold.
+        tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is 512 on CPU and 2048 elsewhere.
+        impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 2048 rows on one device.
+        precision: Of the products. None is the highest: accelerators' defaults round float32 inputs.
+        reduction: ``"mean"`` divides by the kept rows, ``"sum"`` does not.
+        axis_name: Name, or tuple of names, of the axes that the rows are split over; None for one device.
+        comm: ``"ring"`` passes the texts around; ``"all_gather"`` needs memory for all of them but fewer, larger
+            messages.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs); 0 when no row is kept.
+
+    Raises:
+        ValueError: If shapes, dtypes or options do not fit, or ``axis_name`` is unbound.
+
+    References:
+        Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (SigLIP), 2023 (arXiv 2303.15343).
+        Cheng et al., "Breaking the Memory Barrier" (Inf-CL), 2024 (arXiv 2410.17243), for the tiling.
+    """
     return fused.loss(
-        _sweep,
+        visit_all,
         *_prepare(
             image_embeds,
             text_embeds,
@@ -74,8 +116,34 @@ def sigmoid_loss_and_grads(
     comm: Comm = "ring",
     **options: Unpack[SigmoidOptions],
 ) -> tuple[Array, SigmoidGrads]:
+    """The sigmoid loss with its gradients, in the same pass: for accumulation, where the encoder is differentiated
+    apart.
+
+    ``encode``'s ``vjp`` takes the embeddings' gradients from here, one microbatch at a time. Over an ``axis_name`` they
+    are this device's rows of the global loss's gradients, and the scalars' whole gradients, under any ``check_vma``.
+
+    >>> import jax.numpy as jnp
+    >>> loss, (d_image, d_text, d_scale, d_bias) = sigmoid_loss_and_grads(jnp.eye(2), jnp.eye(2), 10.0, -5.0)
+    >>> d_image.shape, d_scale.shape
+    ((2, 2), ())
+
+    Args:
+        image_embeds: ``[b, e]``, and all else as for ``sigmoid_loss``.
+        text_embeds: ``[b, e]``.
+        logit_scale: Scalar.
+        logit_bias: Scalar.
+        axis_name: As for ``sigmoid_loss``.
+        comm: As for ``sigmoid_loss``.
+        **options: As for ``sigmoid_loss``.
+
+    Returns:
+        The loss, and a tuple of its gradients by the four positional arguments, in their dtypes.
+
+    Raises:
+        ValueError: As ``sigmoid_loss``.
+    """
     prepared = _prepare(image_embeds, text_embeds, logit_scale, logit_bias, None, axis_name, comm, **options)
-    return fused.loss_and_grads(_sweep, *prepared)
+    return fused.loss_and_grads(visit_all, *prepared)
 
 
 def sharded_sigmoid_loss(
@@ -89,8 +157,34 @@ def sharded_sigmoid_loss(
     comm: Comm = "ring",
     **options: Unpack[SigmoidOptions],
 ) -> Array:
+    """The sigmoid loss of global arrays whose rows are split over axes of a mesh; it owns its ``shard_map``.
+
+    It may be called under ``jax.jit`` and differentiated like any function. Other axes of the mesh repeat the work:
+    name them in ``axis_name`` to divide it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> print(f"{sharded_sigmoid_loss(jnp.eye(2), jnp.eye(2), 10.0, -5.0, mesh=mesh):.4f}")
+    0.0134
+
+    Args:
+        image_embeds: ``[b, e]``, ``b`` a multiple of the devices along ``axis_name``.
+        text_embeds: ``[b, e]``.
+        logit_scale: Scalar multiplier.
+        logit_bias: Scalar.
+        mesh: Where the rows live.
+        axis_name: The mesh axis, or tuple of axes, that the rows are split over.
+        comm: ``"ring"`` or ``"all_gather"``.
+        **options: As for ``sigmoid_loss``, ids and mask ``[b]`` for all rows.
+
+    Returns:
+        The scalar that ``sigmoid_loss`` of the whole batch returns, replicated.
+
+    Raises:
+        ValueError: As ``sigmoid_loss``; or if the mesh lacks an axis, or ``b`` does not divide over its devices.
+    """
     return fused.loss(
-        _sweep, *_prepare(image_embeds, text_embeds, logit_scale, logit_bias, mesh, axis_name, comm, **options)
+        visit_all, *_prepare(image_embeds, text_embeds, logit_scale, logit_bias, mesh, axis_name, comm, **options)
     )
 
 
@@ -105,8 +199,26 @@ def sharded_sigmoid_loss_and_grads(
     comm: Comm = "ring",
     **options: Unpack[SigmoidOptions],
 ) -> tuple[Array, SigmoidGrads]:
+    """``sharded_sigmoid_loss`` with its gradients, in the same pass.
+
+    Args:
+        image_embeds: ``[b, e]``, and all else as for ``sharded_sigmoid_loss``.
+        text_embeds: ``[b, e]``.
+        logit_scale: Scalar.
+        logit_bias: Scalar.
+        mesh: Where the rows live.
+        axis_name: The mesh axis or axes that the rows are split over.
+        comm: ``"ring"`` or ``"all_gather"``.
+        **options: As for ``sigmoid_loss``.
+
+    Returns:
+        The loss, and a tuple of its gradients by the four positional arguments: the embeddings' split like them.
+
+    Raises:
+        ValueError: As ``sharded_sigmoid_loss``.
+    """
     prepared = _prepare(image_embeds, text_embeds, logit_scale, logit_bias, mesh, axis_name, comm, **options)
-    return fused.loss_and_grads(_sweep, *prepared)
+    return fused.loss_and_grads(visit_all, *prepared)
 
 
 def _prepare(
@@ -138,73 +250,3 @@ def _prepare(
         mesh=mesh,
     )
     return Settings(**settled), operands
-
-
-def _sweep(settings: Settings, operands: Operands, wanted: fused.Wanted) -> tuple[Array, fused.Grads]:
-    """The loss and the wanted gradients, from one visit to every tile."""
-    images, texts, scale, bias, image_ids, text_ids, mask = operands
-    dtype = wide(images.dtype)
-    scale, bias = scale.astype(dtype), jnp.asarray(bias).astype(dtype)
-    rows, cols = (Side(embeds, image_ids, text_ids, mask) for embeds in (images, texts))
-    want_images, want_texts, want_scale, want_bias = wanted
-    sum_slopes = want_scale and needs_slope_sum(images.dtype, wanted)
-    row_offset = first_row(images.shape[0], settings.axis_name)
-
-    # The pairs themselves, in O(b·e): never by subtracting them from the negatives' sum.
-    u_pair = clean((images.astype(dtype) * texts.astype(dtype)).sum(axis=1), mask)
-    pair_losses, slope = _softplus_and_slope(-(scale * u_pair + bias))
-    pair_losses, pair_slopes = clean(pair_losses, mask), clean(-slope, mask)
-
-    def body(row: Slice, col: Slice, image_sum: Any, text_sum: Any) -> tuple[Any, Any, Any]:
-        u = dot(row.embeds, col.embeds, (1, 1), settings.precision)
-        same = duplicates(row, col)
-        z = scale * u + bias
-        z = z if same is None else jnp.where(same, -z, z)
-        # A dropped pair's logit is −∞, so that its loss and gradient are exactly 0.
-        losses, g = _softplus_and_slope(jnp.where(negatives(row, col), z, -jnp.inf))
-        g = g if same is None else jnp.where(same, -g, g)
-        totals = (losses.sum(), (g * u).sum() if sum_slopes else None, g.sum() if want_bias else None)
-        g_low = g.astype(images.dtype)
-        if want_images:
-            image_sum += dot(g_low, col.embeds, (1, 0), settings.precision)
-        if want_texts:
-            text_sum += dot(g_low, row.embeds, (0, 0), settings.precision)
-        return image_sum, text_sum, totals
-
-    def work(resident: Any, cols: Side, col_offset: Array | int) -> tuple[Any, Any]:
-        image_sum, totals = resident
-        text_sum = jnp.zeros_like(cols.embeds, dtype) if want_texts else None
-        sums = (image_sum, text_sum, totals)
-        image_sum, text_sum, totals = sweep(body, settings.tile, rows, cols, sums, (row_offset, col_offset))
-        return (image_sum, totals), text_sum
-
-    zero = jnp.zeros_like(scale)
-    totals = (zero, zero if sum_slopes else None, zero if want_bias else None)
-    start = (jnp.zeros_like(images, dtype) if want_images else None, totals)
-    (image_sum, (total, scale_sum, bias_sum)), text_sum = over_blocks(
-        work, None, start, cols, axis_name=settings.axis_name, comm=settings.comm
-    )
-
-    total += pair_losses.sum()
-    if settings.axis_name is not None:
-        total = lax.psum(total, settings.axis_name)
-    share = 1 / num_kept(operands, settings) if settings.reduction == "mean" else jnp.ones_like(scale)
-    along = None
-    factor, height = share * scale, settings.tile[0]
-    if want_texts:
-        text_sum, along = finish_rows(text_sum, Side(texts, mask=mask, extra=pair_slopes), images, factor, height)
-    if want_images:
-        image_sum, along = finish_rows(image_sum, Side(images, mask=mask, extra=pair_slopes), texts, factor, height)
-    if sum_slopes:
-        along = scale_sum + (pair_slopes * u_pair).sum()
-    bias_grad = share * (bias_sum + pair_slopes.sum()) if want_bias else None
-    return share * total, (image_sum, text_sum, share * along if want_scale else None, bias_grad)
-
-
-def _softplus_and_slope(z: Array) -> tuple[Array, Array]:
-    """``log(1 + exp(z))`` and its derivative ``g``, from one exponential and without overflow."""
-    t = jnp.exp(-jnp.abs(z))
-    g = jnp.where(z >= 0, 1, t) / (1 + t)
-    # log(1 + t) = −log(1 − min(g, 1 − g)): needing no t, it can be written where z was.
-    rest = -jnp.log1p(-jnp.minimum(g, 1 - g))
-    return jnp.where(z >= 0, z + rest, rest), g

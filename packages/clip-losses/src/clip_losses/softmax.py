@@ -1,23 +1,16 @@
 """The symmetric softmax loss of CLIP: each image picks its text among all texts, and each text its image."""
 
-import dataclasses
-import functools
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
-import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from clip_losses import fused
-from clip_losses.logsumexp import RowStats, Target, finish, merge, no_stats, observe
-from clip_losses.operands import AxisName, Comm, Impl, Operands, Reduction, Settings, Tile, check, num_kept, settle
-from clip_losses.ring import first_row, over_blocks
-from clip_losses.tiles import Side, Slice, clean, dot, duplicates, finish_rows, needs_slope_sum, negatives, sweep, wide
+from clip_losses.operands import AxisName, Comm, Impl, Operands, Reduction, Tile, check, settle
+from clip_losses.softmax_sweep import Direction, SoftmaxSettings, visit_all
 
 SoftmaxGrads = tuple[Array, Array, Array]
-Direction = Literal["both", "image_to_text", "text_to_image"]
 
 
 class SoftmaxOptions(TypedDict, total=False):
@@ -32,12 +25,6 @@ class SoftmaxOptions(TypedDict, total=False):
     impl: Impl
     precision: lax.PrecisionLike
     reduction: Reduction
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _SoftmaxSettings(Settings):
-    label_smoothing: float
-    direction: Direction
 
 
 def softmax_loss(
@@ -57,8 +44,53 @@ def softmax_loss(
     axis_name: AxisName | None = None,
     comm: Comm = "ring",
 ) -> Array:
+    """Cross-entropy of picking each image's text among all texts and each text's image among all images, averaged.
+
+    With ``x = logit_scale · zᴵ zᵀ``: ``L = 1/2b Σᵢ [−log softmaxⱼ(xᵢⱼ)ᵢ − log softmaxⱼ(xⱼᵢ)ᵢ]``. With ids a row may
+    have ``P`` positives; its target is then ``1/P`` on each of them, and ``ε`` of it is spread evenly over all by
+    ``label_smoothing``. Computed in float32 from products accumulated in float32 (float64 for float64), whatever the
+    inputs.
+
+    Memory, ``axis_name`` and the rule for gradients inside a ``shard_map`` or ``pmap`` are those of ``sigmoid_loss``.
+
+    >>> import jax.numpy as jnp
+    >>> same = jnp.ones((4, 1))
+    >>> print(f"{softmax_loss(same, same, 10.0):.4f}")  # identical embeddings cannot be told apart: log 4
+    1.3863
+
+    Args:
+        image_embeds: ``[b, e]`` floating, normalised by the caller.
+        text_embeds: ``[b, e]`` of the same dtype; row ``i`` matches row ``i``.
+        logit_scale: Scalar multiplier of the similarities, ``1/τ``: already exponentiated, where checkpoints store its
+            log.
+        image_ids: ``[b]`` integer. Rows with equal ids hold the same image, so each matches the other's text.
+        text_ids: ``[b]`` integer. Rows with equal ids hold the same text.
+        mask: ``[b]`` bool. Where it is False, both sides of the row are dropped, whatever they hold.
+        label_smoothing: ``ε`` in ``[0, 1)``.
+        direction: ``"both"``, or one of ``"image_to_text"`` and ``"text_to_image"`` alone (InfoNCE).
+        tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is 512 on CPU and 2048 elsewhere, and for
+            one direction 256 whole rows of up to 65,536, which saves a product.
+        impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 2048 rows on one device.
+        precision: Of the products. None is the highest: accelerators' defaults round float32 inputs.
+        reduction: ``"mean"`` divides by the kept rows, ``"sum"`` does not.
+        axis_name: Name, or tuple of names, of the axes that the rows are split over; None for one device.
+        comm: ``"ring"`` passes the texts around; ``"all_gather"`` needs memory for all of them but fewer, larger
+            messages.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs); 0 when no row is kept.
+
+    Raises:
+        ValueError: If shapes, dtypes or options do not fit, or ``axis_name`` is unbound.
+
+    References:
+        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (CLIP), 2021 (arXiv
+        2103.00020). Cheng et al., "Breaking the Memory Barrier" (Inf-CL), 2024 (arXiv 2410.17243), for the tiling. Yang
+        et al., "Unified Contrastive Learning in Image-Text-Label Space" (UniCL), 2022 (arXiv 2204.03610), for several
+        positives.
+    """
     return fused.loss(
-        _sweep,
+        visit_all,
         *_prepare(
             image_embeds,
             text_embeds,
@@ -88,8 +120,33 @@ def softmax_loss_and_grads(
     comm: Comm = "ring",
     **options: Unpack[SoftmaxOptions],
 ) -> tuple[Array, SoftmaxGrads]:
+    """The softmax loss with its gradients, in the same pass: for accumulation, where the encoder is differentiated
+    apart.
+
+    ``encode``'s ``vjp`` takes the embeddings' gradients from here, one microbatch at a time. Over an ``axis_name`` they
+    are this device's rows of the global loss's gradients, and the scalars' whole gradients, under any ``check_vma``.
+
+    >>> import jax.numpy as jnp
+    >>> loss, (d_image, d_text, d_scale) = softmax_loss_and_grads(jnp.eye(2), jnp.eye(2), 10.0)
+    >>> d_image.shape, d_scale.shape
+    ((2, 2), ())
+
+    Args:
+        image_embeds: ``[b, e]``, and all else as for ``softmax_loss``.
+        text_embeds: ``[b, e]``.
+        logit_scale: Scalar.
+        axis_name: As for ``softmax_loss``.
+        comm: As for ``softmax_loss``.
+        **options: As for ``softmax_loss``.
+
+    Returns:
+        The loss, and a tuple of its gradients by the three positional arguments, in their dtypes.
+
+    Raises:
+        ValueError: As ``softmax_loss``.
+    """
     prepared = _prepare(image_embeds, text_embeds, logit_scale, None, axis_name, comm, **options)
-    return fused.loss_and_grads(_sweep, *prepared)
+    return fused.loss_and_grads(visit_all, *prepared)
 
 
 def sharded_softmax_loss(
@@ -102,7 +159,32 @@ def sharded_softmax_loss(
     comm: Comm = "ring",
     **options: Unpack[SoftmaxOptions],
 ) -> Array:
-    return fused.loss(_sweep, *_prepare(image_embeds, text_embeds, logit_scale, mesh, axis_name, comm, **options))
+    """The softmax loss of global arrays whose rows are split over axes of a mesh; it owns its ``shard_map``.
+
+    It may be called under ``jax.jit`` and differentiated like any function. Other axes of the mesh repeat the work:
+    name them in ``axis_name`` to divide it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> print(f"{sharded_softmax_loss(jnp.eye(2), jnp.eye(2), 10.0, mesh=mesh):.4f}")
+    0.0000
+
+    Args:
+        image_embeds: ``[b, e]``, ``b`` a multiple of the devices along ``axis_name``.
+        text_embeds: ``[b, e]``.
+        logit_scale: Scalar multiplier.
+        mesh: Where the rows live.
+        axis_name: The mesh axis, or tuple of axes, that the rows are split over.
+        comm: ``"ring"`` or ``"all_gather"``.
+        **options: As for ``softmax_loss``, ids and mask ``[b]`` for all rows.
+
+    Returns:
+        The scalar that ``softmax_loss`` of the whole batch returns, replicated.
+
+    Raises:
+        ValueError: As ``softmax_loss``; or if the mesh lacks an axis, or ``b`` does not divide over its devices.
+    """
+    return fused.loss(visit_all, *_prepare(image_embeds, text_embeds, logit_scale, mesh, axis_name, comm, **options))
 
 
 def sharded_softmax_loss_and_grads(
@@ -115,8 +197,25 @@ def sharded_softmax_loss_and_grads(
     comm: Comm = "ring",
     **options: Unpack[SoftmaxOptions],
 ) -> tuple[Array, SoftmaxGrads]:
+    """``sharded_softmax_loss`` with its gradients, in the same pass.
+
+    Args:
+        image_embeds: ``[b, e]``, and all else as for ``sharded_softmax_loss``.
+        text_embeds: ``[b, e]``.
+        logit_scale: Scalar.
+        mesh: Where the rows live.
+        axis_name: The mesh axis or axes that the rows are split over.
+        comm: ``"ring"`` or ``"all_gather"``.
+        **options: As for ``softmax_loss``.
+
+    Returns:
+        The loss, and a tuple of its gradients by the three positional arguments: the embeddings' split like them.
+
+    Raises:
+        ValueError: As ``sharded_softmax_loss``.
+    """
     prepared = _prepare(image_embeds, text_embeds, logit_scale, mesh, axis_name, comm, **options)
-    return fused.loss_and_grads(_sweep, *prepared)
+    return fused.loss_and_grads(visit_all, *prepared)
 
 
 def _prepare(
@@ -136,7 +235,7 @@ def _prepare(
     impl: Impl = "auto",
     precision: lax.PrecisionLike = None,
     reduction: Reduction = "mean",
-) -> tuple[_SoftmaxSettings, Operands]:
+) -> tuple[SoftmaxSettings, Operands]:
     operands = check(image_embeds, text_embeds, logit_scale, None, image_ids, text_ids, mask)
     if direction not in ("both", "image_to_text", "text_to_image"):
         raise ValueError(f"direction must be one of both, image_to_text, text_to_image, got {direction!r}")
@@ -153,137 +252,4 @@ def _prepare(
         mesh=mesh,
         strips=direction != "both",
     )
-    return _SoftmaxSettings(label_smoothing=float(label_smoothing), direction=direction, **settled), operands
-
-
-def _sweep(settings: _SoftmaxSettings, operands: Operands, wanted: fused.Wanted) -> tuple[Array, fused.Grads]:
-    """The loss and the wanted gradients: from one visit to every tile where tiles hold whole rows, else from two."""
-    if settings.direction == "text_to_image":
-        # The same loss with the towers exchanged.
-        settings = dataclasses.replace(settings, direction="image_to_text")
-        swapped = operands._replace(image_embeds=operands.text_embeds, text_embeds=operands.image_embeds)
-        value, (texts, images, *scalars) = _sweep(settings, swapped, (wanted[1], wanted[0], wanted[2], wanted[3]))
-        return value, (images, texts, scalars[0], scalars[1])
-
-    images, texts, scale, _, image_ids, text_ids, mask = operands
-    dtype = wide(images.dtype)
-    scale = scale.astype(dtype)
-    kept = num_kept(operands, settings)
-    both = settings.direction == "both"
-    want_images, want_texts, want_scale, _ = wanted
-    sum_slopes = want_scale and needs_slope_sum(images.dtype, wanted)
-    u_pair = clean((images.astype(dtype) * texts.astype(dtype)).sum(axis=1), mask)
-    pair = scale * u_pair
-    smoothing = settings.label_smoothing / kept if settings.label_smoothing else None
-    row_offset = first_row(images.shape[0], settings.axis_name)
-    summarise = functools.partial(
-        finish, weight=0.5 if both else 1.0, label_smoothing=settings.label_smoothing, num_kept=kept
-    )
-
-    def start(pair: Array, embeds: Array, stats: bool, grads: bool) -> tuple[RowStats | None, Array | None]:
-        ids = image_ids is not None or text_ids is not None
-        empty = no_stats(pair, ids=ids, smoothing=settings.label_smoothing > 0) if stats else None
-        return empty, jnp.zeros_like(embeds, dtype) if grads else None
-
-    def visit(collect: bool, differentiate: bool, targets: tuple[Target | None, Target | None]) -> tuple[Any, Any, Any]:
-        """Go over the tiles to collect their rows' statistics, to add up gradients, or both at once."""
-
-        def body(row: Slice, col: Slice, row_sums: Any, col_sums: Any) -> tuple[Any, Any, Any]:
-            (row_stats, image_sum), (col_stats, text_sum) = row_sums, col_sums
-            (row_pair, row_target), (col_pair, col_target) = row.extra, col.extra
-            u = dot(row.embeds, col.embeds, (1, 1), settings.precision)
-            off, same = negatives(row, col), duplicates(row, col)
-            # A dropped pair's logit is −∞, so that its probability is exactly 0.
-            x = jnp.where(off, scale * u, -jnp.inf)
-            if collect:
-                row_stats = observe(row_stats, x, row_pair, off, same, 1)
-                row_target = summarise(row_stats, row_pair)[1] if differentiate else None
-                if both:
-                    col_stats = observe(col_stats, x, col_pair, off, same, 0)
-                    col_target = summarise(col_stats, col_pair)[1] if differentiate else None
-            scale_sum = None
-            if differentiate:
-                g = _slopes(x, off, same, row_target, col_target, smoothing)
-                scale_sum = (g * u).sum() if sum_slopes else None
-                g_low = g.astype(images.dtype)
-                if want_images:
-                    image_sum += dot(g_low, col.embeds, (1, 0), settings.precision)
-                if want_texts:
-                    text_sum += dot(g_low, row.embeds, (0, 0), settings.precision)
-            return (row_stats, image_sum), (col_stats, text_sum), scale_sum
-
-        def work(resident: Any, cols: Side, col_offset: Array | int) -> tuple[Any, Any]:
-            row_sums, scale_sum = resident
-            col_sums = start(cols.extra[0], cols.embeds, collect and both, differentiate and want_texts)
-            sums = (row_sums, col_sums, scale_sum)
-            row_sums, col_sums, scale_sum = sweep(body, settings.tile, rows, cols, sums, (row_offset, col_offset))
-            return (row_sums, scale_sum), col_sums
-
-        known_pair = pair if collect else None
-        rows = Side(images, image_ids, text_ids, mask, (known_pair, targets[0]))
-        cols = Side(texts, image_ids, text_ids, mask, (known_pair, targets[1]))
-        resident = (
-            start(pair, images, collect, differentiate and want_images),
-            jnp.zeros_like(scale) if differentiate and sum_slopes else None,
-        )
-        (row_sums, scale_sum), col_sums = over_blocks(
-            work,
-            _merge_stats if collect and both else None,
-            resident,
-            cols,
-            axis_name=settings.axis_name,
-            comm=settings.comm,
-        )
-        return row_sums, col_sums, scale_sum
-
-    at_once = any(wanted) and _rows_are_whole(settings, images.shape[0])
-    (row_stats, image_sum), (col_stats, text_sum), scale_sum = visit(True, at_once, (None, None))
-    outcome, row_target = summarise(row_stats, pair)
-    loss, g, col_target = outcome.loss, outcome.pair_slope, None
-    if both:
-        outcome, col_target = summarise(col_stats, pair)
-        loss, g = (loss + outcome.loss) / 2, (g + outcome.pair_slope) / 2
-    if any(wanted) and not at_once:
-        (_, image_sum), (_, text_sum), scale_sum = visit(False, True, (row_target, col_target))
-
-    loss, g = clean(loss, mask), clean(g, mask)
-    total = loss.sum()
-    if settings.axis_name is not None:
-        total = lax.psum(total, settings.axis_name)
-    share = 1 / kept if settings.reduction == "mean" else jnp.ones_like(scale)
-    along = None
-    factor, height = share * scale, settings.tile[0]
-    if want_texts:
-        text_sum, along = finish_rows(text_sum, Side(texts, mask=mask, extra=g), images, factor, height)
-    if want_images:
-        image_sum, along = finish_rows(image_sum, Side(images, mask=mask, extra=g), texts, factor, height)
-    if sum_slopes:
-        along = scale_sum + (g * u_pair).sum()
-    bias_grad = None
-    return share * total, (image_sum, text_sum, share * along if want_scale else None, bias_grad)
-
-
-def _slopes(
-    x: Array, off: Array, same: Array | None, row: Target, col: Target | None, smoothing: Array | None
-) -> Array:
-    """``dloss/dx`` of a tile off the diagonal: softmax minus target, along rows and, if given, along columns."""
-    g = jnp.exp(x - row.shift[:, None])
-    if col is not None:
-        g += jnp.exp(x - col.shift[None])
-    if same is not None:
-        share = row.share[:, None] if col is None else row.share[:, None] + col.share[None]
-        g -= jnp.where(same & off, share, 0)
-    return g if smoothing is None else g - jnp.where(off, smoothing, 0)
-
-
-def _merge_stats(left: tuple[RowStats, None], right: tuple[RowStats, None]) -> tuple[RowStats, None]:
-    return merge(left[0], right[0]), None
-
-
-def _rows_are_whole(settings: _SoftmaxSettings, num_rows: int) -> bool:
-    """Whether one visit to a tile sees everything that its rows, and for both directions its columns, sum over."""
-    num_devices = 1 if settings.axis_name is None else lax.axis_size(settings.axis_name)
-    height, width = settings.tile
-    if num_devices == 1:
-        return width >= num_rows and (settings.direction != "both" or height >= num_rows)
-    return settings.comm == "all_gather" and settings.direction != "both" and width >= num_rows * num_devices
+    return SoftmaxSettings(label_smoothing=float(label_smoothing), direction=direction, **settled), operands

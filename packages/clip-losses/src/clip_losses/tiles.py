@@ -1,7 +1,7 @@
 """The tile loop under both losses: it visits a b×b matrix of logits one tile at a time and keeps none of it.
 
-A loss says what happens in one tile; this module slices the rows, updates the accumulators in place, and handles the rows
-that no tile size divides. It knows neither formulas nor devices.
+A loss says what happens in one tile; this module slices the rows, updates the accumulators in place, and handles the
+rows that no tile size divides. It knows neither formulas nor devices.
 
 References:
     Cheng et al., "Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive Loss" (Inf-CL), 2024
@@ -59,8 +59,8 @@ def sweep(
     """Visit every tile of ``rows × cols`` once, strip by strip.
 
     Args:
-        body: One tile's work. It gets the slices and the accumulators' slices, and returns those updated with the tile's
-            contribution to the totals.
+        body: One tile's work. It gets the slices and the accumulators' slices, and returns those updated with the
+            tile's contribution to the totals.
         tile: Rows and columns of a tile; larger than the block means the block.
         rows: ``n`` rows.
         cols: ``m`` rows of the other tower.
@@ -169,7 +169,8 @@ def wide(dtype: Any) -> Any:
 def needs_slope_sum(dtype: Any, wanted: tuple[bool, ...]) -> bool:
     """Whether ``d logit_scale = Σ g·u`` must be summed in the tiles rather than read off the embeddings' sums.
 
-    ``Σᵢ ⟨zᵢ, Σⱼ gᵢⱼ zⱼ⟩`` is the same, costs nothing and frees a tile, but in low precision that inner sum is of rounded ``g``.
+    ``Σᵢ ⟨zᵢ, Σⱼ gᵢⱼ zⱼ⟩`` is the same, costs nothing and frees a tile, but in low precision that inner sum is of
+    rounded ``g``.
     """
     return dtype != wide(dtype) or not (wanted[0] or wanted[1])
 
@@ -179,7 +180,7 @@ def _loop(num: int, body: Callable[[Array | int, Any], Any], carry: Any) -> Any:
 
 
 def _slice(side: Side, index: Array | int, size: int, offset: Array | int) -> tuple[Slice, Array | int]:
-    """The ``index``-th slice of ``size`` rows. The last one is moved back to end with the array, and drops what it repeats."""
+    """The ``index``-th slice of ``size`` rows; the last one ends with the array, and drops the rows it repeats."""
     num = side.embeds.shape[0]
     ragged = num % size != 0
     start = jnp.minimum(index * size, num - size) if ragged else index * size
