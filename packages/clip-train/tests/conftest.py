@@ -1,6 +1,79 @@
+import io
+import json
 import os
+
+import numpy as np
+import pytest
 
 # Eight devices on one CPU, asked for before jax starts its backend.
 _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+
+COLOURS = {"red": (230, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
+MODEL = {
+    "config": {
+        "vision": {"image_size": 16, "patch_size": 8, "width": 32, "num_layers": 2, "num_heads": 2},
+        "text": {"vocab_size": 16, "max_length": 6, "width": 32, "num_layers": 2, "num_heads": 2},
+        "preprocess": {"tokenizer": "words"},
+    }
+}
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory):
+    """A folder with shards of noisy coloured squares, a tokenizer, prompts, and a config that trains on them."""
+    from PIL import Image
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from clip_data.tfrecord import write_examples
+
+    folder = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+
+    def example(number):
+        label = number % len(COLOURS)
+        name, colour = list(COLOURS.items())[label]
+        noisy = np.clip(np.array(colour) + rng.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(png := io.BytesIO(), "PNG")
+        caption = f"a {name} square" if number // len(COLOURS) % 2 else f"the {name} one"
+        return {"key": f"{number:05d}", "png": png.getvalue(), "caption": caption, "label": label}
+
+    write_examples(str(folder / "train-0.tfrecord"), [example(n) for n in range(40)])
+    write_examples(str(folder / "train-1.tfrecord"), [example(n) for n in range(40, 96)])
+    write_examples(str(folder / "test-0.tfrecord"), [example(n) for n in range(21)])
+
+    words = ["<pad>", "</s>", "<unk>", "a", "the", "square", "one", *COLOURS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder / "words")
+    (folder / "classnames.txt").write_text("\n".join(COLOURS))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c} square\nthe {c} one\n")
+    config = {
+        "output_dir": "run",
+        "model": MODEL,
+        "data": {"train": [{"format": "tfrecord", "shards": "train-*.tfrecord"}]},
+        "global_batch_size": 16,
+        "train_samples": "20 epochs",
+        "optimizer": {"learning_rate": 2e-3},
+        "checkpoint": {"every_steps": 40},
+        "evaluation": [
+            {
+                "name": "colours",
+                "task": "zeroshot_classification",
+                "data": {"format": "tfrecord", "shards": "test-*.tfrecord"},
+                "every": "50%",
+            },
+            {
+                "name": "pairs",
+                "task": "zeroshot_retrieval",
+                "data": {"format": "tfrecord", "shards": "test-*.tfrecord"},
+            },
+        ],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

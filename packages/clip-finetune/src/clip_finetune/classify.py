@@ -65,7 +65,7 @@ def classify(config: FinetuneConfig) -> int:
     metrics = {f"lp_{name}": value for name, value in classification_metrics(logits, test_labels).items()}
 
     output.mkdir(parents=True, exist_ok=True)
-    np.savez(output / "head.npz", **{name: np.asarray(value) for name, value in head_params.items()})
+    np.savez(output / "head.npz", kernel=np.asarray(head_params["kernel"]), bias=np.asarray(head_params["bias"]))
     write_json(output / "config.json", config_to_json(config))
     results = {
         "dataset": Path(config.test.patterns[0]).parent.name,

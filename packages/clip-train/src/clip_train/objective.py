@@ -89,7 +89,7 @@ def clip_objective(
         An objective on batches with `image` uint8 `[b, h, w, 3]`, `input_ids` int32 `[b, t]` and `attention_mask`
         int32 `[b, t]`. Its metrics are `logit_scale` (the multiplier) and, for sigmoid, `logit_bias`.
     """
-    sharded = mesh is not None and mesh.size > 1
+    over = mesh if mesh is not None and mesh.size > 1 else None
 
     def encode(params: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         augment_key, image_key, text_key = jax.random.split(key, 3)
@@ -105,11 +105,11 @@ def clip_objective(
         metrics = {"logit_scale": scale}
         if kind == "softmax":
             args = (embeds["image"], embeds["text"], scale)
-            value = sharded_softmax_loss(*args, mesh=mesh, axis_name=BATCH_AXES) if sharded else softmax_loss(*args)
+            value = sharded_softmax_loss(*args, mesh=over, axis_name=BATCH_AXES) if over else softmax_loss(*args)
             return value, metrics
         bias = params.get("logit_bias", jnp.zeros(()))
         args = (embeds["image"], embeds["text"], scale, bias)
-        value = sharded_sigmoid_loss(*args, mesh=mesh, axis_name=BATCH_AXES) if sharded else sigmoid_loss(*args)
+        value = sharded_sigmoid_loss(*args, mesh=over, axis_name=BATCH_AXES) if over else sigmoid_loss(*args)
         return value, {**metrics, "logit_bias": bias}
 
     return ContrastiveObjective(encode=encode, loss=loss)

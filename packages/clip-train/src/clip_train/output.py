@@ -75,7 +75,8 @@ class Output:
         """
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"output_dir: {self.root} is a file; give a directory")
-        if not self.root.exists() or not any(self.root.iterdir()):
+        # A file that ends so was never finished: a first start was cut off while writing it.
+        if not self.root.exists() or all(path.suffix == ".new" for path in self.root.iterdir()):
             return False
         if not self.config.exists():
             raise ConfigError(

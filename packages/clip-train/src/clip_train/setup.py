@@ -196,7 +196,6 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
 def data_config(config: TrainConfig, model: ClipConfig) -> DataConfig:
     """How samples are prepared: as the model expects."""
     expects = model.preprocess
-    options = {} if config.data.num_threads is None else {"num_threads": config.data.num_threads}
     return DataConfig(
         sources=config.data.train,
         image_size=expects.size,
@@ -208,7 +207,7 @@ def data_config(config: TrainConfig, model: ClipConfig) -> DataConfig:
         lower_case=expects.lower_case,
         seed=config.seed if config.data.seed is None else config.data.seed,
         max_bad_fraction=config.data.max_bad_fraction,
-        **options,
+        num_threads=config.data.num_threads,
     )
 
 

@@ -48,7 +48,7 @@ def abstract_state(
         param_shardings,
         transform_non_params=lambda shape: _placed(shape, replicated),
     )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return TrainState(step=step, params=params, opt_state=opt_state)
 
 

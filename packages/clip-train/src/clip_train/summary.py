@@ -34,12 +34,12 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
             f"{vision.patch_size}; text tower {text.num_layers} × {text.width}, {text.max_length} tokens of "
             f"{text.vocab_size}",
         ),
-        ("weights", setup.origin.text),
+        ("start", setup.origin.text),
         ("parameters", count(num_params(model))),
         ("loss", setup.loss),
         (
             "data",
-            f"{data.num_samples:,} pairs in {len(data.shards)} shards"
+            f"{data.num_samples:,} pairs in {_count(len(data.shards), 'shard')}"
             + (f" of {len(config.data.train)} sources" if len(config.data.train) > 1 else ""),
         ),
         (
@@ -54,8 +54,8 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         ),
         (
             "batch",
-            f"{config.global_batch_size:,} = {batch_devices} devices × {per_device} per device × "
-            f"{setup.num_microbatches} microbatches",
+            f"{config.global_batch_size:,} = {_count(batch_devices, 'device')} × {per_device:,} per device × "
+            f"{_count(setup.num_microbatches, 'microbatch', 'microbatches')}",
         ),
         ("steps", f"{setup.num_steps:,} ({samples:,} pairs, {samples / data.num_samples:.3g} epochs)"),
         (
@@ -90,3 +90,7 @@ def show_metrics(console: Console, results: Sequence[Result]) -> None:
     ]
     if rows:
         show_table(console, ("result", "value", "samples"), rows)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
