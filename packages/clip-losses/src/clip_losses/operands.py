@@ -15,9 +15,6 @@ Impl = Literal["auto", "dense", "tiled"]
 Comm = Literal["ring", "all_gather"]
 Reduction = Literal["mean", "sum"]
 
-# Below this many rows one tile is as fast as many (README, benchmarks), and its matrix is still small.
-_DENSE_ROWS = 2048
-
 
 class Operands(NamedTuple):
     """The arrays of a loss; the first four may be differentiated."""
@@ -92,12 +89,14 @@ def settle(
     reduction: Reduction,
     axis_name: AxisName | None,
     comm: Comm,
-    mesh: Mesh | None = None,
+    mesh: Mesh | None,
+    dense_rows: int,
     strips: bool = False,
 ) -> dict[str, Any]:
     """Resolve every ``auto`` and check the choices; the result is the fields of ``Settings``.
 
-    ``strips`` asks for tiles as wide as the batch where that saves a matmul.
+    Up to ``dense_rows`` rows on one device, one tile is as fast as many. ``strips`` asks for tiles as wide as the batch
+    where that saves a matmul.
     """
     for name, value, known in (
         ("impl", impl, ("auto", "dense", "tiled")),
@@ -119,7 +118,7 @@ def settle(
             ) from error
     if impl == "dense" and tile != "auto":
         raise ValueError(f"impl='dense' is one tile of the whole block, so tile must be 'auto', got {tile!r}")
-    dense = impl == "dense" or (impl == "auto" and tile == "auto" and axis_name is None and num_rows <= _DENSE_ROWS)
+    dense = impl == "dense" or (impl == "auto" and tile == "auto" and axis_name is None and num_rows <= dense_rows)
     if dense:
         shape = (num_rows, num_rows)
     elif tile == "auto":

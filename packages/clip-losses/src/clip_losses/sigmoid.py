@@ -10,6 +10,9 @@ from clip_losses import fused
 from clip_losses.operands import AxisName, Comm, Impl, Operands, Reduction, Settings, Tile, check, settle
 from clip_losses.sigmoid_sweep import visit_all
 
+# Beyond it tiles are faster: they stay in the cache (benchmarks/losses.py).
+_DENSE_ROWS = 1024
+
 SigmoidGrads = tuple[Array, Array, Array, Array]
 
 
@@ -68,7 +71,7 @@ def sigmoid_loss(
         text_ids: ``[b]`` integer. Rows with equal ids hold the same text.
         mask: ``[b]`` bool. Where it is False, both sides of the row are dropped, whatever they hold.
         tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is 512 on CPU and 2048 elsewhere.
-        impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 2048 rows on one device.
+        impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 1024 rows on one device.
         precision: Of the products. None is the highest: accelerators' defaults round float32 inputs.
         reduction: ``"mean"`` divides by the kept rows, ``"sum"`` does not.
         axis_name: Name, or tuple of names, of the axes that the rows are split over; None for one device.
@@ -248,5 +251,6 @@ def _prepare(
         axis_name=axis_name,
         comm=comm,
         mesh=mesh,
+        dense_rows=_DENSE_ROWS,
     )
     return Settings(**settled), operands

@@ -10,6 +10,11 @@ from clip_losses import fused
 from clip_losses.operands import AxisName, Comm, Impl, Operands, Reduction, Tile, check, settle
 from clip_losses.softmax_sweep import Direction, SoftmaxSettings, visit_all
 
+# One tile of all rows needs three products where many need four, so it wins for longer than one direction's, which needs
+# three either way (benchmarks/losses.py). A tile of 8192 rows is 256 MiB.
+_DENSE_ROWS = 8192
+_DENSE_ROWS_ONE_WAY = 1024
+
 SoftmaxGrads = tuple[Array, Array, Array]
 
 
@@ -70,7 +75,8 @@ def softmax_loss(
         direction: ``"both"``, or one of ``"image_to_text"`` and ``"text_to_image"`` alone (InfoNCE).
         tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is 512 on CPU and 2048 elsewhere, and for
             one direction 256 whole rows of up to 65,536, which saves a product.
-        impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 2048 rows on one device.
+        impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 8192 rows on one device
+            (1024 for one direction), where one tile saves a product.
         precision: Of the products. None is the highest: accelerators' defaults round float32 inputs.
         reduction: ``"mean"`` divides by the kept rows, ``"sum"`` does not.
         axis_name: Name, or tuple of names, of the axes that the rows are split over; None for one device.
@@ -250,6 +256,7 @@ def _prepare(
         axis_name=axis_name,
         comm=comm,
         mesh=mesh,
+        dense_rows=_DENSE_ROWS if direction == "both" else _DENSE_ROWS_ONE_WAY,
         strips=direction != "both",
     )
     return SoftmaxSettings(label_smoothing=float(label_smoothing), direction=direction, **settled), operands
