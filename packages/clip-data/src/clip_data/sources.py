@@ -87,10 +87,11 @@ class _LocalShard:
     def read_at(self, offset: int, length: int) -> bytes:
         return os.pread(self._descriptor, min(length, self.size - offset), offset)
 
-    def __del__(self):
-        # Shards are shared between threads and dropped from a cache while others may still read them.
+    def __del__(self, close=os.close):
+        # Shards are shared between threads and dropped from a cache while others may still read them. `close` is bound
+        # here because at the interpreter's end `os` may be gone.
         if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+            close(self._descriptor)
 
 
 class _RemoteShard:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import pydantic
-
 from clip_data import SourceConfig
+from clip_train.config_file import STRICT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +20,8 @@ class ProbeConfig:
     """
 
     num_steps: int = 300
-    learning_rate: float = 0.1
-    weight_decay: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)
+    learning_rate: float = 0.01
+    weight_decay: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0)
     validation_fraction: float = 0.2
 
     def __post_init__(self) -> None:
@@ -53,7 +52,7 @@ class FinetuneConfig:
         seed: of the split and of the head's first weights.
     """
 
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
 
     output_dir: str
     model: str

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import pydantic
-
 from clip_data import SourceConfig
 from clip_models import ClipConfig
 from clip_models.config import Interpolation, Padding, ResizeMode
 from clip_sharding import MeshConfig
 from clip_train.augment import AugmentConfig
 from clip_train.checkpoint import CheckpointConfig
+from clip_train.config_file import STRICT
 from clip_train.evaluate import EvaluationConfig
 from clip_train.log import LogConfig
 from clip_train.objective import LossConfig
@@ -127,7 +126,7 @@ class TrainConfig:
         seed: of the initial weights, the data order and dropout.
     """
 
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
 
     output_dir: str
     model: ModelConfig

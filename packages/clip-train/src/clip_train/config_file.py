@@ -29,6 +29,10 @@ _PATHS_OR_NAMES = frozenset({"model", "pretrained", "tokenizer", "classnames", "
 _STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*')
 
 
+STRICT = pydantic.ConfigDict(extra="forbid")
+"""As a dataclass's `__pydantic_config__`: unknown keys are refused, in it and in the dataclasses inside it."""
+
+
 class ConfigError(ValueError):
     """A fault in what the user asked for: shown as one message, without a traceback."""
 
@@ -37,7 +41,7 @@ def read_config(cls: type[T], file: str | Path, overrides: Sequence[str] = ()) -
     """Read a config file into a dataclass.
 
     Args:
-        cls: a frozen dataclass; unknown keys are refused if its `__pydantic_config__` says so.
+        cls: a frozen dataclass, with `STRICT` as its `__pydantic_config__`.
         file: JSON, with `//` comments if wanted. Relative paths in it are relative to the file.
         overrides: `"optimizer.learning_rate=1e-3"`: a dotted path (list items by number), `=`, and JSON or a bare
             string. Relative paths in them are relative to the working directory.

@@ -19,7 +19,7 @@ from clip_train.metrics import classification_metrics, confusion_matrix, recall_
 from clip_train.optimizers.schedule import Length, check_length
 
 RECALL_AT = (1, 5, 10)
-NUM_EXAMPLES = 24
+NUM_EXAMPLES = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

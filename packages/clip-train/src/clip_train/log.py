@@ -45,8 +45,18 @@ class Sink(Protocol):
         """Let go of files and connections."""
 
 
+@dataclasses.dataclass
+class _Pending:
+    row: Row
+    metrics: dict[str, jax.Array] | None
+    started: float
+
+
 class MetricsLog:
     """Collects the metrics of each step and hands rows to the sinks once reading them stalls nothing.
+
+    A step's `seconds` are those between the end of the step before, or the asking for its batch if that came later, and
+    its own end.
 
     Args:
         sinks: where rows go.
@@ -58,7 +68,8 @@ class MetricsLog:
         self._sinks = sinks
         self._global_batch_size = global_batch_size
         self._lag = lag
-        self._pending: collections.deque[tuple[Row, dict[str, jax.Array]]] = collections.deque()
+        self._pending: collections.deque[_Pending] = collections.deque()
+        self._last_end = 0.0
 
     def push(self, step: int, metrics: dict[str, jax.Array], *, started: float, data_seconds: float) -> None:
         """Take a step's metrics as they are on the device; block only on those of `lag` steps ago.
@@ -69,25 +80,24 @@ class MetricsLog:
             started: `time.perf_counter()` when the step's batch was asked for.
             data_seconds: how long the batch took to come.
         """
-        row: Row = {"step": step, "samples": step * self._global_batch_size}
-        self._pending.append((row, metrics))
+        row: Row = {"step": step, "samples": step * self._global_batch_size, "data_seconds": data_seconds}
+        self._pending.append(_Pending(row, metrics, started))
         while len(self._pending) > self._lag:
-            self._write(*self._pending.popleft())
-        seconds = time.perf_counter() - started
-        row |= {
-            "seconds": seconds,
-            "data_seconds": data_seconds,
-            "images_per_second": self._global_batch_size / seconds,
-        }
+            self._write(self._pending.popleft())
 
     def add(self, values: dict[str, float]) -> None:
         """Add values to the newest step's row, such as the results of an evaluation."""
-        self._pending[-1][0].update(values)
+        self._pending[-1].row.update(values)
+
+    def settle(self) -> None:
+        """Wait for all steps under way, so that what is done next is not counted as theirs."""
+        for pending in self._pending:
+            self._read(pending)
 
     def flush(self) -> None:
         """Write all rows."""
         while self._pending:
-            self._write(*self._pending.popleft())
+            self._write(self._pending.popleft())
 
     def close(self) -> None:
         """Write all rows and close the sinks."""
@@ -95,10 +105,20 @@ class MetricsLog:
         for sink in self._sinks:
             sink.close()
 
-    def _write(self, row: Row, metrics: dict[str, jax.Array]) -> None:
-        row |= {name: value.item() for name, value in jax.device_get(metrics).items()}
+    def _read(self, pending: _Pending) -> None:
+        if pending.metrics is None:
+            return
+        pending.row |= {name: value.item() for name, value in jax.device_get(pending.metrics).items()}
+        pending.metrics = None
+        end = time.perf_counter()
+        seconds = end - max(self._last_end, pending.started)
+        self._last_end = end
+        pending.row |= {"seconds": seconds, "images_per_second": self._global_batch_size / seconds}
+
+    def _write(self, pending: _Pending) -> None:
+        self._read(pending)
         for sink in self._sinks:
-            sink.write(row)
+            sink.write(pending.row)
 
 
 class Jsonl:

@@ -21,6 +21,9 @@ class Log(Protocol):
     def push(self, step: int, metrics: dict[str, jax.Array], *, started: float, data_seconds: float) -> None:
         """Take the metrics of a step, still on the device; read them later, when that stalls nothing."""
 
+    def settle(self) -> None:
+        """Wait for the steps under way: what follows is no training."""
+
 
 class Stop:
     """Whether somebody asked the run to stop: as a context manager it catches Ctrl-C and SIGTERM.
@@ -100,10 +103,11 @@ def fit(
         if log is not None:
             log.push(done, metrics, started=started, data_seconds=data_seconds)
         for i, event in enumerate(events):
-            now = time.monotonic()
             by_steps = event.every_steps is not None and done % event.every_steps == 0
-            by_time = event.every_seconds is not None and now - last_run[i] >= event.every_seconds
+            by_time = event.every_seconds is not None and time.monotonic() - last_run[i] >= event.every_seconds
             if by_steps or by_time:
+                if log is not None:
+                    log.settle()
                 event.action(done, state)
                 last_run[i] = time.monotonic()
     return state, done
