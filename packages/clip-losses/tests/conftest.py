@@ -10,11 +10,6 @@ from types import SimpleNamespace  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
-
-# Each example compiles, so wall-clock deadlines would only measure the machine.
-settings.register_profile("clip-losses", deadline=None, derandomize=True, max_examples=8, database=None)
-settings.load_profile("clip-losses")
 
 
 def embeds(seed, b, e=24, *, dtype=np.float32, aligned=0.0):

@@ -10,8 +10,8 @@ from clip_losses import fused
 from clip_losses.operands import AxisName, Comm, Impl, Operands, Reduction, Tile, check, settle
 from clip_losses.softmax_sweep import Direction, SoftmaxSettings, visit_all
 
-# One tile of all rows needs three products where many need four, so it wins for longer than one direction's, which needs
-# three either way (benchmarks/losses.py). A tile of 8192 rows is 256 MiB.
+# One tile of all rows needs three products where many need four, so it wins for longer than in one direction, which
+# needs three either way (benchmarks/losses.py). A tile of 8192 rows is 256 MiB.
 _DENSE_ROWS = 8192
 _DENSE_ROWS_ONE_WAY = 1024
 
