@@ -29,7 +29,6 @@ def batches(num, size=16):
         yield {
             "image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
             "input_ids": rng.integers(0, 24, (size, 6), dtype=np.int32),
-            "attention_mask": np.ones((size, 6), np.int32),
         }
 
 

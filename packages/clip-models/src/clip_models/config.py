@@ -151,6 +151,8 @@ class PreprocessConfig:
         text_length: tokens that a text is cut to. 0: the text tower's ``max_length``.
         padding: ``max_length`` pads every text to ``text_length``, ``longest`` to the longest of its batch.
         lower_case: whether texts are lower-cased before the tokenizer sees them.
+        mask_padding: whether padding is hidden from attention. Neither CLIP nor SigLIP was trained so: CLIP pools at or
+            before the padding, and causally; SigLIP attends to it and pools its last position.
     """
 
     size: int = 0
@@ -162,6 +164,7 @@ class PreprocessConfig:
     text_length: int = 0
     padding: Padding = "max_length"
     lower_case: bool = False
+    mask_padding: bool = False
 
     def __post_init__(self) -> None:
         _at_least_zero(self, "size", "text_length")

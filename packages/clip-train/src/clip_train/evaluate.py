@@ -119,7 +119,8 @@ class Encoders:
         self._num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         mean, std = model.preprocess.mean, model.preprocess.std
         self._image = jax.jit(lambda params, image: encode_image(model, params, normalize(image, mean=mean, std=std)))
-        self._text = jax.jit(lambda params, ids, mask: encode_text(model, params, ids, mask))
+        masks = model.preprocess.mask_padding
+        self._text = jax.jit(lambda params, ids, mask: encode_text(model, params, ids, mask if masks else None))
 
     def batch_size(self, wanted: int) -> int:
         """The nearest batch size, upwards, that divides over the devices."""

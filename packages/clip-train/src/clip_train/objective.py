@@ -86,8 +86,9 @@ def clip_objective(
         augmentation: how training pictures vary.
 
     Returns:
-        An objective on batches with `image` uint8 `[b, h, w, 3]`, `input_ids` int32 `[b, t]` and `attention_mask`
-        int32 `[b, t]`. Its metrics are `logit_scale` (the multiplier) and, for sigmoid, `logit_bias`.
+        An objective on batches with `image` uint8 `[b, h, w, 3]`, `input_ids` int32 `[b, t]` and, for a model that
+        masks padding, `attention_mask` int32 `[b, t]`. Its metrics are `logit_scale` (the multiplier) and, for sigmoid,
+        `logit_bias`.
     """
     over = mesh if mesh is not None and mesh.size > 1 else None
 
@@ -95,9 +96,10 @@ def clip_objective(
         augment_key, image_key, text_key = jax.random.split(key, 3)
         images = batch["image"] if augmentation is None else augment(batch["image"], augment_key, augmentation)
         pixels = normalize(images, mean=model.preprocess.mean, std=model.preprocess.std)
+        mask = batch["attention_mask"] if model.preprocess.mask_padding else None
         return {
             "image": encode_image(model, params, pixels, key=image_key),
-            "text": encode_text(model, params, batch["input_ids"], batch["attention_mask"], key=text_key),
+            "text": encode_text(model, params, batch["input_ids"], mask, key=text_key),
         }
 
     def loss(embeds: Any, params: Any) -> tuple[jax.Array, Metrics]:

@@ -26,11 +26,11 @@ def show_facts(console: Console, title: str, facts: Sequence[tuple[str, str]]) -
     console.print(f"[bold]{title}[/bold]")
     width = max(len(name) for name, _ in facts)
     if console.is_terminal:
-        table = Table.grid(padding=(0, 2, 0, 2))
+        table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in facts:
-            table.add_row(name, Text(value))
+            table.add_row(f"  {name}", Text(value))
         console.print(table)
     else:
         for name, value in facts:
