@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clip_data import DataConfig, Pipeline, SourceConfig
-from clip_models import ClipConfig, encode_image, load_pretrained
+from clip_models import ClipConfig, image_features, load_pretrained
 from clip_train.augment import normalize
 from clip_train.weights import is_run, load_run
 
@@ -34,10 +35,10 @@ def load_backbone(model: str) -> tuple[ClipConfig, Any]:
     return load_pretrained(model)
 
 
-def image_embeddings(
+def labelled_features(
     config: ClipConfig, params: Any, source: SourceConfig, *, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the image tower makes of every labelled sample of a source.
+    """What the image tower makes of every labelled sample of a source, before the projection.
 
     Args:
         config: the model.
@@ -46,10 +47,14 @@ def image_embeddings(
         batch_size: images at once.
 
     Returns:
-        Unit-norm embeddings float32 `[n, e]` and labels int32 `[n]`, in shard order.
+        Features float32 `[n, 2·d]`, the pooled vector at unit norm beside the mean of the last tokens, and labels int32
+        `[n]`, in shard order.
 
     Raises:
         ValueError: a sample has no label.
+
+    References:
+        Oquab et al., DINOv2, arXiv 2304.07193, probes a pooled token beside the mean of the others.
     """
     expects = config.preprocess
     data = DataConfig(
@@ -62,14 +67,18 @@ def image_embeddings(
         shuffle=False,
         num_epochs=1,
     )
-    encode = jax.jit(
-        lambda params, image: encode_image(config, params, normalize(image, mean=expects.mean, std=expects.std))
-    )
-    embeds, labels = [], []
+
+    @jax.jit
+    def encode(params: Any, images: jax.Array) -> jax.Array:
+        pooled, hidden = image_features(config, params, normalize(images, mean=expects.mean, std=expects.std))
+        pooled /= jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+        return jnp.concatenate([pooled, hidden.astype(jnp.float32).mean(axis=1)], axis=-1)
+
+    features, labels = [], []
     with Pipeline(data, global_batch_size=batch_size) as pipeline:
         for batch in pipeline:
             if batch.label is None or (batch.label[batch.mask] < 0).any():
                 raise ValueError("every sample needs an integer label; set label_key to its field")
-            embeds.append(np.asarray(encode(params, batch.image))[batch.mask])
+            features.append(np.asarray(encode(params, batch.image))[batch.mask])
             labels.append(batch.label[batch.mask])
-    return np.concatenate(embeds), np.concatenate(labels)
+    return np.concatenate(features), np.concatenate(labels)

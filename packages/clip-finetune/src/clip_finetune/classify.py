@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from clip_finetune.backbone import image_embeddings, load_backbone
+from clip_finetune.backbone import labelled_features, load_backbone
 from clip_finetune.config import FinetuneConfig, ProbeConfig
 from clip_finetune.heads import LinearHead
 from clip_finetune.objective import classification_loss
@@ -42,16 +42,16 @@ def classify(config: FinetuneConfig) -> int:
     with located("model"):
         model, params = load_backbone(config.model)
     with located("train"):
-        features, labels = image_embeddings(model, params, config.train, batch_size=config.batch_size)
+        features, labels = labelled_features(model, params, config.train, batch_size=config.batch_size)
     with located("test"):
-        test_features, test_labels = image_embeddings(model, params, config.test, batch_size=config.batch_size)
+        test_features, test_labels = labelled_features(model, params, config.test, batch_size=config.batch_size)
     with located("classnames"):
         classnames = read_classnames(config.classnames, config.train)
     if (largest := max(labels.max(), test_labels.max())) >= len(classnames):
         raise ConfigError(f"classnames: {len(classnames)} names for labels up to {largest}; give one name per label")
     facts = [
         ("model", config.model),
-        ("features", f"image embeddings, width {features.shape[1]}, from a frozen tower"),
+        ("features", f"pooled vector and mean token of the frozen image tower, width {features.shape[1]}"),
         ("data", f"{len(labels):,} samples to learn from, {len(test_labels):,} to report on"),
         ("classes", ", ".join(classnames[:12]) + (" …" if len(classnames) > 12 else "")),
         ("output", str(output)),
@@ -71,7 +71,8 @@ def classify(config: FinetuneConfig) -> int:
         "dataset": Path(config.test.patterns[0]).parent.name,
         "model": config.model,
         "task": "linear_probe",
-        "metrics": {**metrics, "weight_decay": decay, "epochs": config.probe.num_steps, "normalized": True},
+        "metrics": {**metrics, "weight_decay": decay, "epochs": config.probe.num_steps},
+        "features": "pooled and mean token",
         "num_samples": len(test_labels),
         "classnames": list(classnames),
         "confusion": confusion_matrix(logits.argmax(axis=1), test_labels, len(classnames)).tolist(),
@@ -111,7 +112,7 @@ def choose_weight_decay(
 def fit_probe(
     head: LinearHead, features: np.ndarray, labels: np.ndarray, probe: ProbeConfig, *, weight_decay: float, seed: int
 ) -> dict[str, Any]:
-    """Train the head on all samples at once, with AdamW and a cosine.
+    """Train the head on all samples at once, with AdamW and a cosine, on features of mean 0 and deviation 1.
 
     Args:
         head: the classifier.
@@ -122,13 +123,15 @@ def fit_probe(
         seed: of the head's first weights.
 
     Returns:
-        The head's parameters.
+        The head's parameters, for features as they come: the standardisation is folded into them.
     """
+    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
     schedule = optax.cosine_decay_schedule(probe.learning_rate, probe.num_steps)
     tx = optax.adamw(schedule, weight_decay=weight_decay, mask={"kernel": True, "bias": False})
     params = head.init(jax.random.key(seed))
     state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
-    batch = {"features": jnp.asarray(features), "label": jnp.asarray(labels)}
+    batch = {"features": jnp.asarray((features - mean) / std), "label": jnp.asarray(labels)}
     step = make_step(classification_loss(head.apply), tx, seed=seed)
     state, _ = fit(state, step, itertools.repeat(batch), num_steps=probe.num_steps)
-    return state.params
+    kernel = state.params["kernel"] / std[:, None]
+    return {"kernel": kernel, "bias": state.params["bias"] - mean @ kernel}

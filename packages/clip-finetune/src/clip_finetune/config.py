@@ -21,7 +21,7 @@ class ProbeConfig:
 
     num_steps: int = 300
     learning_rate: float = 0.01
-    weight_decay: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0)
+    weight_decay: tuple[float, ...] = (0.01, 0.1, 1.0)
     validation_fraction: float = 0.2
 
     def __post_init__(self) -> None:
