@@ -15,6 +15,8 @@ from clip_train.optimizers.schedule import Length, check_length
 
 Row = dict[str, Any]
 
+_RATE_OVER = 10
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
@@ -56,7 +58,7 @@ class MetricsLog:
     """Collects the metrics of each step and hands rows to the sinks once reading them stalls nothing.
 
     A step's `seconds` are those between the end of the step before, or the asking for its batch if that came later, and
-    its own end.
+    its own end, as far as the host can see; `images_per_second` is over the last ten steps.
 
     Args:
         sinks: where rows go.
@@ -70,6 +72,8 @@ class MetricsLog:
         self._lag = lag
         self._pending: collections.deque[_Pending] = collections.deque()
         self._last_end = 0.0
+        self._recent_seconds: collections.deque[float] = collections.deque(maxlen=_RATE_OVER)
+        self._compiled = False
 
     def push(self, step: int, metrics: dict[str, jax.Array], *, started: float, data_seconds: float) -> None:
         """Take a step's metrics as they are on the device; block only on those of `lag` steps ago.
@@ -113,7 +117,13 @@ class MetricsLog:
         end = time.perf_counter()
         seconds = end - max(self._last_end, pending.started)
         self._last_end = end
-        pending.row |= {"seconds": seconds, "images_per_second": self._global_batch_size / seconds}
+        self._recent_seconds.append(seconds)
+        rate = self._global_batch_size * len(self._recent_seconds) / sum(self._recent_seconds)
+        pending.row |= {"seconds": seconds, "images_per_second": rate}
+        if not self._compiled:
+            # The first step holds the compilation: it says nothing of the speed of the others.
+            self._recent_seconds.clear()
+            self._compiled = True
 
     def _write(self, pending: _Pending) -> None:
         self._read(pending)

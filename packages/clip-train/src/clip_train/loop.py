@@ -110,4 +110,6 @@ def fit(
                     log.settle()
                 event.action(done, state)
                 last_run[i] = time.monotonic()
+    if log is not None:
+        log.settle()
     return state, done

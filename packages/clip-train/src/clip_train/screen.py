@@ -108,10 +108,9 @@ class Progressing:
             parts.append(f"compiled in {row['seconds']:.1f} s")
         if self._recent:
             seconds = sum(recent["seconds"] for recent in self._recent)
-            images = sum(recent["seconds"] * recent["images_per_second"] for recent in self._recent)
             waiting = sum(recent["data_seconds"] for recent in self._recent) / seconds
             left = (self._num_steps - row["step"]) * seconds / len(self._recent)
-            parts += [f"{images / seconds:,.0f} img/s", f"data {waiting:.0%}", f"{duration(left)} left"]
+            parts += [f"{row['images_per_second']:,.0f} img/s", f"data {waiting:.0%}", f"{duration(left)} left"]
         return "  ".join(parts)
 
 
