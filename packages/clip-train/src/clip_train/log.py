@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -41,7 +42,7 @@ class Sink(Protocol):
     """One place that rows go to."""
 
     def write(self, row: Row) -> None:
-        """Take the metrics of one step."""
+        """Take the metrics of one step, or more of them for the step that came last."""
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -63,11 +64,13 @@ class MetricsLog:
     Args:
         sinks: where rows go.
         global_batch_size: samples in a step.
+        first_step: updates already made.
         lag: steps that may be under way on the device while the host goes on.
     """
 
-    def __init__(self, sinks: list[Sink], *, global_batch_size: int, lag: int = 2) -> None:
+    def __init__(self, sinks: list[Sink], *, global_batch_size: int, first_step: int = 0, lag: int = 2) -> None:
         self._sinks = sinks
+        self._step = first_step
         self._global_batch_size = global_batch_size
         self._lag = lag
         self._pending: collections.deque[_Pending] = collections.deque()
@@ -84,14 +87,19 @@ class MetricsLog:
             started: `time.perf_counter()` when the step's batch was asked for.
             data_seconds: how long the batch took to come.
         """
+        self._step = step
         row: Row = {"step": step, "samples": step * self._global_batch_size, "data_seconds": data_seconds}
         self._pending.append(_Pending(row, metrics, started))
         while len(self._pending) > self._lag:
             self._write(self._pending.popleft())
 
     def add(self, values: dict[str, float]) -> None:
-        """Add values to the newest step's row, such as the results of an evaluation."""
-        self._pending[-1].row.update(values)
+        """Add values to the newest step's row, written or not, such as the results of an evaluation."""
+        if self._pending:
+            self._pending[-1].row.update(values)
+        else:
+            for sink in self._sinks:
+                sink.write({"step": self._step, **values})
 
     def settle(self) -> None:
         """Wait for all steps under way, so that what is done next is not counted as theirs."""
@@ -140,15 +148,23 @@ class Jsonl:
     """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        kept = [json.dumps(row) + "\n" for row in read_jsonl(path) if row["step"] <= first_step]
+        kept = [row for row in read_jsonl(path) if row["step"] <= first_step]
+        self._last = kept[-1] if kept else {}
         beside = path.with_suffix(".jsonl.new")
-        beside.write_text("".join(kept))
+        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         beside.replace(path)
-        self._file: IO[str] = path.open("a", buffering=1)
+        self._file: IO[bytes] = path.open("r+b", buffering=0)
+        self._file.seek(0, os.SEEK_END)
+        self._last_at = self._file.tell() - (len(json.dumps(self._last)) + 1 if kept else 0)
 
     def write(self, row: Row) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(row) + "\n")
+        """Append one line, or write the last one again with what is added to it."""
+        if row["step"] == self._last.get("step"):
+            row = {**self._last, **row}
+            self._file.seek(self._last_at)
+            self._file.truncate()
+        self._last, self._last_at = row, self._file.tell()
+        self._file.write((json.dumps(row) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""

@@ -17,7 +17,7 @@ import jax
 from clip_train.config_file import ConfigError
 
 # What may differ between two starts of one run: it changes nothing that the run computes.
-_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "data.num_threads"})
+_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "data.num_threads"})
 _PACKAGES = ("clip-losses", "clip-models", "clip-sharding", "clip-data", "clip-train", "jax", "jaxlib", "flax", "optax")
 
 

@@ -72,7 +72,9 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep))
         state, first_step = start(setup, checkpoints, pipeline, console)
         log = MetricsLog(
-            make_sinks(setup, output, console, first_step, resolved), global_batch_size=config.global_batch_size
+            make_sinks(setup, output, console, first_step, resolved),
+            global_batch_size=config.global_batch_size,
+            first_step=first_step,
         )
         resources.callback(log.close)
         encoders = Encoders(setup.model, setup.mesh)
@@ -83,6 +85,8 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
             return result
 
         def save(step: int, state: TrainState) -> None:
+            # A crash after the checkpoint must find the rows of all its steps.
+            log.flush()
             checkpoints.save(step, state, pipeline.cursor())
 
         objective = clip_objective(setup.model, setup.loss, setup.mesh, config.data.augment)

@@ -84,7 +84,9 @@ class Progressing:
             console.print("compiling …")
 
     def write(self, row: Row) -> None:
-        """Show the row."""
+        """Show the row, if it is a step's."""
+        if "loss" not in row:
+            return
         self._rows_seen += 1
         # The first step of a start holds the compilation: it says nothing of the speed.
         if self._rows_seen > 1:

@@ -7,20 +7,20 @@ import functools
 import glob
 import math
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 from clip_data import DataConfig, Pipeline, Tokenizer
-from clip_models import ClipConfig, ComputeConfig, init, logical_axes
+from clip_models import ClipConfig, init, logical_axes
 from clip_sharding import BATCH_AXES, MeshConfig, make_mesh, shardings, strategy
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, read_prompts
 from clip_train.objective import loss_kind
-from clip_train.optimizers import make_optimizer, make_schedule, to_samples, to_steps
+from clip_train.optimizers import Length, make_optimizer, make_schedule, to_samples, to_steps
 from clip_train.state import TrainState, abstract_state
 from clip_train.weights import Origin, find_model
 
@@ -77,14 +77,15 @@ class Setup:
         """How samples are prepared, for every pipeline of the run."""
         return data_config(self.config, self.model)
 
-    def steps(self, length: Any) -> int:
-        """A `Length` in steps of this run."""
-        return to_steps(
+    def steps(self, length: Length) -> int:
+        """A cadence in steps of this run, at least 1."""
+        steps = to_steps(
             length,
             num_steps=self.num_steps,
             global_batch_size=self.config.global_batch_size,
             samples_per_epoch=self.pipeline.num_samples,
         )
+        return max(steps, 1)
 
 
 def resolve(config: TrainConfig) -> tuple[TrainConfig, Origin]:
@@ -108,7 +109,7 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, Origin]:
     precision = config.precision
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = dataclasses.replace(model, compute=ComputeConfig(dtype=precision, remat=config.remat))
+    model = dataclasses.replace(model, compute=dataclasses.replace(model.compute, dtype=precision, remat=config.remat))
     origin = dataclasses.replace(origin, config=model)
     with located("loss"):
         kind = loss_kind(config.loss, model)
