@@ -169,6 +169,8 @@ def test_a_foreign_directory_is_refused(squares, tmp_path, capsys):
         ("train_samples=5%", "train_samples: the length of a run is given in samples or epochs"),
         ("data.train.0.shards=gone-*.tfrecord", "data.train: no shard at"),
         ("evaluation.0.data.shards=gone.tfrecord", "evaluation.0: no shard at"),
+        ('evaluation.0.classnames=["red", "blue"]', "evaluation.0: labels go from 0 to 1 for 2 class names; got 3"),
+        ("evaluation.0.data.label_key=hue", "evaluation.0: 21 of 21 samples could not be used"),
         ("evaluation.0.classnames=gone.txt", "evaluation.0: no classnames found at gone.txt"),
         ('model={"preset": "siglip-b16-224"}', "siglip-b-16-224"),
         ("model.config.text.vocab_size=8", "ids go up to 10, but the text tower has a vocabulary of 8"),

@@ -21,11 +21,14 @@ from typing import Any, TypeVar
 
 import pydantic
 
+from clip_data import DataError
+
 T = TypeVar("T")
 
 # Fields that hold a path whatever they look like, and fields that hold either a path or a name known elsewhere.
 _PATHS = frozenset({"output_dir", "shards"})
 _PATHS_OR_NAMES = frozenset({"model", "pretrained", "tokenizer", "classnames", "templates"})
+_FAULTS = (ValueError, OSError, ImportError, DataError)
 _STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*')
 
 
@@ -84,13 +87,21 @@ def schema(cls: type) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def located(path: str) -> Iterator[None]:
-    """Give a `ValueError` or `OSError` raised inside the path in the config that caused it."""
+def located(path: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterator[None]:
+    """Give a fault raised inside the path in the config that caused it.
+
+    Args:
+        path: in the config.
+        faults: which exceptions are faults of what was asked for; any other is one of ours, and passes.
+
+    Raises:
+        ConfigError: in their place.
+    """
     try:
         yield
     except ConfigError:
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except faults as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -207,13 +207,9 @@ def zero_shot(
 
     logits, labels = [], []
     for batch in batches:
-        if batch.label is None or (batch.label[batch.mask] < 0).any():
-            raise ValueError("classification needs an integer label with every sample; set data.label_key to its field")
+        labels.append(labels_of(batch, num_classes))
         logits.append((encoders.images(params, batch.image) @ classes.T)[batch.mask])
-        labels.append(batch.label[batch.mask])
     scores, truth = np.concatenate(logits), np.concatenate(labels)
-    if truth.max() >= num_classes:
-        raise ValueError(f"labels go from 0 to {num_classes - 1} for {num_classes} class names; got {truth.max()}")
     return Result(
         name=name,
         task="zeroshot_classification",
@@ -280,6 +276,20 @@ def retrieval(
         },
         examples=_examples(np.concatenate(pictures)[:NUM_EXAMPLES], captions, texts, scores, matches),
     )
+
+
+def labels_of(batch: Batch, num_classes: int) -> np.ndarray:
+    """The labels of a batch's real rows, int32 `[n]`.
+
+    Raises:
+        ValueError: a sample has no label, or one that is no class.
+    """
+    labels = None if batch.label is None else batch.label[batch.mask]
+    if labels is None or (labels < 0).any():
+        raise ValueError("classification needs an integer label with every sample; set label_key to its field")
+    if (largest := labels.max(initial=0)) >= num_classes:
+        raise ValueError(f"labels go from 0 to {num_classes - 1} for {num_classes} class names; got {largest}")
+    return labels
 
 
 def evaluation_data(config: EvaluationConfig, data: DataConfig, encoders: Encoders) -> Pipeline:

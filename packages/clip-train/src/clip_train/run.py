@@ -13,12 +13,12 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from clip_data import Batch, Pipeline
+from clip_data import Batch, DataError, Pipeline
 from clip_models import init
 from clip_sharding import to_global
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
-from clip_train.config_file import ConfigError, config_to_json
+from clip_train.config_file import ConfigError, config_to_json, located
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
@@ -106,7 +106,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         events.append(
             Event(save, every_steps=config.checkpoint.every_steps, every_seconds=60 * minutes if minutes else None)
         )
-        with Stop() as stop:
+        with Stop() as stop, located("data.train", (DataError,)):
             state, done = fit(
                 state,
                 step,
@@ -162,7 +162,7 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
         raise ConfigError(f"output_dir: {output.root} holds no checkpoint; train first: clip-train run CONFIG")
     setup = prepare(config, origin)
     setup.pipeline.close()
-    with Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+    with located("output_dir"), Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
         step, params = checkpoints.latest_step(), checkpoints.restore_params(setup.abstract.params)
     show_facts(console, "clip-train eval", [("run", str(output.root)), ("step", f"{step} of {setup.num_steps}")])
     encoders = Encoders(setup.model, setup.mesh)
@@ -178,7 +178,8 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
     step = checkpoints.latest_step()
     if step is not None:
         state, cursor = checkpoints.restore(setup.abstract)
-        pipeline.seek(cursor)
+        with located("data.train"):
+            pipeline.seek(cursor)
         console.print(f"Continuing from the checkpoint of step {step}.")
         return state, step
     if setup.origin.load is not None:

@@ -18,7 +18,7 @@ from clip_models import ClipConfig, init, logical_axes
 from clip_sharding import BATCH_AXES, MeshConfig, make_mesh, shardings, strategy
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
-from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, read_prompts
+from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, labels_of, read_prompts
 from clip_train.objective import loss_kind
 from clip_train.optimizers import Length, make_optimizer, make_schedule, to_samples, to_steps
 from clip_train.state import TrainState, abstract_state
@@ -270,10 +270,10 @@ def _check_batch(config: TrainConfig, mesh: Mesh) -> int:
 
 
 def _check_evaluation(evaluation: EvaluationConfig, setup: Setup) -> None:
-    """Open the data and read the prompts once, so that a missing file is found now and not after the training."""
-    evaluation_data(evaluation, setup.data, Encoders(setup.model, setup.mesh)).close()
-    if evaluation.task == "zeroshot_classification":
-        read_prompts(evaluation)
+    """Read the prompts and one batch, so that what is missing is found now and not after the training."""
+    with evaluation_data(evaluation, setup.data, Encoders(setup.model, setup.mesh)) as pipeline:
+        if evaluation.task == "zeroshot_classification":
+            labels_of(next(pipeline), len(read_prompts(evaluation).classnames))
 
 
 def _warnings(setup: Setup) -> list[str]:
