@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_data import DataConfig, Pipeline, SourceConfig
+from clip_data import Pipeline, SourceConfig
 from clip_models import ClipConfig, image_features, load_pretrained
 from clip_train.augment import normalize
+from clip_train.inputs import data_config
 from clip_train.weights import is_run, load_run
 
 
@@ -57,16 +58,7 @@ def labelled_features(
         Oquab et al., DINOv2, arXiv 2304.07193, probes a pooled token beside the mean of the others.
     """
     expects = config.preprocess
-    data = DataConfig(
-        sources=(source,),
-        image_size=expects.size,
-        resize_mode=expects.resize_mode,
-        interpolation=expects.interpolation,
-        tokenizer=None,
-        text_length=expects.text_length,
-        shuffle=False,
-        num_epochs=1,
-    )
+    data = data_config(config, (source,), tokenizer=None, shuffle=False, num_epochs=1)
 
     @jax.jit
     def encode(params: Any, images: jax.Array) -> jax.Array:

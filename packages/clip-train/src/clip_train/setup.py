@@ -19,6 +19,7 @@ from clip_sharding import BATCH_AXES, MeshConfig, make_mesh, shardings, strategy
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, labels_of, read_prompts
+from clip_train.inputs import data_config
 from clip_train.objective import loss_kind
 from clip_train.optimizers import Length, make_optimizer, make_schedule, to_samples, to_steps
 from clip_train.state import TrainState, abstract_state
@@ -75,7 +76,7 @@ class Setup:
     @property
     def data(self) -> DataConfig:
         """How samples are prepared, for every pipeline of the run."""
-        return data_config(self.config, self.model)
+        return self.pipeline.config
 
     def steps(self, length: Length) -> int:
         """A cadence in steps of this run, at least 1."""
@@ -145,7 +146,13 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
         tokenizer = _open_tokenizer(model)
     with located("data.train"):
         pipeline = Pipeline(
-            data_config(config, model),
+            data_config(
+                model,
+                config.data.train,
+                seed=config.seed if config.data.seed is None else config.data.seed,
+                max_bad_fraction=config.data.max_bad_fraction,
+                num_threads=config.data.num_threads,
+            ),
             global_batch_size=config.global_batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -192,24 +199,6 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
         with located(f"evaluation.{i}"):
             _check_evaluation(evaluation, setup)
     return dataclasses.replace(setup, warnings=tuple(_warnings(setup)))
-
-
-def data_config(config: TrainConfig, model: ClipConfig) -> DataConfig:
-    """How samples are prepared: as the model expects."""
-    expects = model.preprocess
-    return DataConfig(
-        sources=config.data.train,
-        image_size=expects.size,
-        resize_mode=expects.resize_mode,
-        interpolation=expects.interpolation,
-        tokenizer=expects.tokenizer,
-        text_length=expects.text_length,
-        padding=expects.padding,
-        lower_case=expects.lower_case,
-        seed=config.seed if config.data.seed is None else config.data.seed,
-        max_bad_fraction=config.data.max_bad_fraction,
-        num_threads=config.data.num_threads,
-    )
 
 
 def _open_tokenizer(model: ClipConfig) -> Tokenizer:
