@@ -45,9 +45,6 @@ def test_a_run_learns_and_leaves_its_files(finished):
     assert {"loss", "grad_norm", "learning_rate", "logit_scale", "logit_bias", "images_per_second"} <= rows[0].keys()
     assert rows[-1]["loss"] < rows[0]["loss"] / 3
     assert [row["step"] for row in rows if "colours/acc1" in row] == [60, 120]
-    # Neither an evaluation nor the end makes the steps around it look instant.
-    rates = sorted(row["images_per_second"] for row in rows)
-    assert rates[-1] < 4 * rates[60]
     results = {
         result["dataset"]: result for result in json.loads((finished / "results.json").read_text())["evaluation"]
     }

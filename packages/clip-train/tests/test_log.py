@@ -34,6 +34,16 @@ def test_rows_come_late_and_settling_writes_none(path):
     log.close()
 
 
+def test_what_happens_between_steps_is_not_counted_as_theirs(path):
+    log = open_log(path)
+    push(log, 1, 2)
+    log.settle()
+    time.sleep(1.0)
+    push(log, 3)
+    log.close()
+    assert max(row["seconds"] for row in read_jsonl(path)) < 1.0
+
+
 @pytest.mark.parametrize("flushed", [False, True])
 def test_values_are_added_to_the_newest_row_written_or_not(path, flushed):
     log = open_log(path)
