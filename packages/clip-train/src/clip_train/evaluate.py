@@ -250,8 +250,8 @@ def retrieval(
         embeds.append(encoders.images(params, batch.image)[batch.mask])
         captions += [caption for caption, real in zip(batch.caption, batch.mask, strict=True) if real]
         if positives == "label":
-            if batch.label is None:
-                raise ValueError("retrieval by label needs a label with every sample; set data.label_key to its field")
+            if batch.label is None or (batch.label[batch.mask] < 0).any():
+                raise ValueError("retrieval by label needs a label with every sample; set label_key to its field")
             labels.append(batch.label[batch.mask])
         if sum(map(len, pictures)) < NUM_EXAMPLES:
             pictures.append(batch.image[batch.mask])
