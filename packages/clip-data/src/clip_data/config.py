@@ -1,15 +1,60 @@
-"""What a pipeline is told."""
+"""What a pipeline is told: where samples are, and how they are prepared."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from clip_data.image import Interpolation, ResizeMode
-from clip_data.sources import SourceConfig
 from clip_data.text import Padding
 
-__all__ = ["DataConfig"]
+__all__ = ["DataConfig", "Format", "SourceConfig"]
+
+Format = Literal["tfrecord", "webdataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One set of shards of one format.
+
+    Args:
+        format: ``"tfrecord"`` or ``"webdataset"``.
+        shards: Paths, globs (``*.tfrecord``) and brace lists (``{000..123}.tar``), local, ``file://``, ``gs://`` or
+            ``s3://``.
+        weight: Expected share of samples where several sources are mixed; normalised over the sources.
+        image_key: Field that holds the image, or ``"auto"``: the first present of jpg, jpeg, png, webp, image.
+        caption_key: Field that holds the caption, or ``"auto"``: the first present of caption, txt, text.
+        label_key: Field that holds an integer label; None takes ``cls`` or ``label`` where present.
+
+    Raises:
+        ValueError: A value outside what is said above.
+    """
+
+    format: Format
+    shards: str | tuple[str, ...]
+    weight: float = 1.0
+    image_key: str = "auto"
+    caption_key: str = "auto"
+    label_key: str | None = None
+
+    def __post_init__(self):
+        if self.format not in get_args(Format):
+            raise ValueError(f"format must be one of {', '.join(get_args(Format))}, not {self.format!r}")
+        if isinstance(self.shards, list):
+            object.__setattr__(self, "shards", tuple(self.shards))
+        if not self.shards or not all(self.patterns):
+            raise ValueError(f"shards must name at least one shard, not {self.shards!r}")
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise ValueError(f"weight must be a positive number, not {self.weight!r}")
+        for name in ("image_key", "caption_key", "label_key"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must be a field's name, not ''")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """``shards`` as a tuple."""
+        return (self.shards,) if isinstance(self.shards, str) else self.shards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from clip_data.batch import Batch
-from clip_data.config import DataConfig
+from clip_data.config import DataConfig, SourceConfig
 from clip_data.faults import Fault, FaultLog
 from clip_data.job import Job, Preparer
 from clip_data.order import Order
 from clip_data.records import IndexedShard
-from clip_data.sources import SourceConfig, expected_count, list_shards
+from clip_data.sources import expected_count, list_shards
 from clip_data.workers import Workers
 
 __all__ = ["Pipeline"]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from clip_data.config import Format, SourceConfig
 from clip_data.faults import Fault, FaultLog, RecordError
-from clip_data.sources import Format, Shard, SourceConfig, list_shards, open_shard
+from clip_data.sources import Shard, list_shards, open_shard
 from clip_data.tfrecord import index_tfrecord, read_example
 from clip_data.webdataset import index_tar, read_sample
 
