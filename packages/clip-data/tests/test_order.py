@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import pytest
@@ -6,7 +7,7 @@ from clip_data.order import Order
 
 COUNTS = [[3, 0, 5, 2, 4, 1, 6]]
 TOTAL = 21
-FROZEN = [(0, 0), (4, 0), (4, 2), (0, 1), (0, 2), (4, 1), (4, 3), (2, 1)]
+FROZEN = [(0, 0), (2, 3), (0, 2), (2, 4), (0, 1), (3, 1), (4, 1), (3, 0)]
 
 
 def take(order, first, last):
@@ -14,7 +15,7 @@ def take(order, first, last):
 
 
 def make(counts=COUNTS, weights=(1.0,), **options):
-    return Order(counts, weights, **{"seed": 0, "shuffle": True, "block_shards": 2, **options})
+    return Order(counts, weights, **{"seed": 0, "shuffle": True, "block_shards": 2, "num_streams": 2, **options})
 
 
 def test_an_epoch_is_every_record_once_and_epochs_differ():
@@ -40,7 +41,7 @@ def test_the_order_never_changes():
 
 
 def test_blocks_hold_two_shards():
-    order = make()
+    order = make(num_streams=1)
     shards = [place.shard for place in take(order, 0, TOTAL)]
     seen = list(dict.fromkeys(shards))
     for block in range(0, 6, 2):
@@ -50,7 +51,7 @@ def test_blocks_hold_two_shards():
 
 
 def test_sources_mix_by_weight_and_evenly():
-    order = make([[50], [1000]], (3.0, 1.0))
+    order = make([[50], [1000]], (3.0, 1.0), num_streams=4)
     for first in (0, 4096 * 3 + 17):
         counts = Counter(place.source for place in take(order, first, first + 400))
         assert abs(counts[0] - 300) <= 1
@@ -67,6 +68,37 @@ def test_a_tiny_weight_is_not_lost():
 def test_evaluation_puts_sources_one_after_the_other():
     order = make([[2], [1, 2]], (1.0, 9.0), shuffle=False, concatenate=True)
     assert take(order, 0, 5) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 1, 0), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(("num_streams", "block_shards"), [(1, 1), (2, 2), (4, 4), (3, 7), (8, 30)])
+def test_every_epoch_is_whole_whatever_the_streams(num_streams, block_shards):
+    counts = [[3, 0, 5, 2, 4, 1, 6, 11, 2, 2, 7, 3]]
+    order = make(counts, block_shards=block_shards, num_streams=num_streams)
+    total = sum(counts[0])
+    everything = [(0, shard, row) for shard, count in enumerate(counts[0]) for row in range(count)]
+    for epoch in range(3):
+        assert sorted(take(order, epoch * total, (epoch + 1) * total)) == everything
+
+
+def test_a_process_reads_from_its_streams_alone():
+    order = make([[10] * 64], block_shards=8, num_streams=8)
+    seen = [set() for _ in range(4)]
+    for start in range(0, 8 * 20, 40):  # half a stream each
+        rows = order.rows(start, 40)
+        assert sorted(rows) == list(range(start, start + 40))
+        for process in range(4):
+            seen[process] |= {order(n).shard for n in rows[process * 10 : (process + 1) * 10]}
+    assert [len(shards) for shards in seen] == [4] * 4
+    assert len(set.union(*seen)) == 16
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 4])
+def test_what_follows_a_block(num_streams):
+    order = make([[4, 3, 5, 2, 6, 4, 4, 5, 3, 7]], block_shards=num_streams, num_streams=num_streams)
+    for lane in range(num_streams):
+        shards = [order(n).shard for n in range(lane, 3 * 43, num_streams)]
+        for n, (here, there) in enumerate(itertools.pairwise(shards)):
+            assert there == here or there in order.following(lane + n * num_streams)[1]
 
 
 def test_replacements_stay_in_the_block_then_leave_it():

@@ -71,8 +71,8 @@ def test_evaluation_sees_every_sample_once(config, tokenizer_dir):
 
 
 def test_training_runs_over_epochs_in_full_batches(config):
-    with Pipeline(config(), global_batch_size=10) as pipeline:
-        batches = take(pipeline, 10)
+    with Pipeline(config(), global_batch_size=11) as pipeline:  # three batches an epoch
+        batches = take(pipeline, 9)
     assert all(batch.mask.all() for batch in batches)
     first, second = keys(batches)[:NUM], keys(batches)[NUM : 2 * NUM]
     assert sorted(first) == sorted(second) == [f"{n:08d}" for n in range(NUM)]
@@ -111,15 +111,21 @@ def test_seek_continues_exactly(config, before):
     with Pipeline(config(num_threads=1), global_batch_size=12) as pipeline:
         pipeline.seek(cursor)
         same(take(pipeline, 6), expected)
-    halves = [Pipeline(config(), global_batch_size=6, process_index=index, process_count=2) for index in range(2)]
-    rows = []
-    for half in halves:
-        half.seek(cursor)
-    for _ in range(12):
-        rows += [key for half in halves for key in next(half).key]
-    assert rows == keys(expected)
-    for half in halves:
-        half.close()
+    for count in (2, 4):
+        parts = [Pipeline(config(), global_batch_size=12, process_index=i, process_count=count) for i in range(count)]
+        for part in parts:
+            part.seek(cursor)
+        for whole in expected:
+            pieces = [next(part) for part in parts]
+            assert keys(pieces) == whole.key
+            np.testing.assert_array_equal(np.concatenate([piece.image for piece in pieces]), whole.image)
+        for part in parts:
+            part.close()
+    with Pipeline(config(), global_batch_size=24) as pipeline:  # another batch holds the same samples, in other rows
+        pipeline.seek(cursor)
+        assert [sorted(batch.key) for batch in take(pipeline, 3)] == [
+            sorted(keys(expected[i : i + 2])) for i in (0, 2, 4)
+        ]
 
 
 def test_seek_refuses_another_run(config, tmp_path, examples):

@@ -75,7 +75,10 @@ class DataConfig:
         seed: Of the order of samples.
         shuffle: False takes shards and records as they are listed.
         num_epochs: Times that the data are gone through; None goes on for ever.
-        block_shards: Shards whose records are shuffled among themselves. Those of a bucket are held in memory.
+        block_shards: Shards whose records are mixed at a time. Those of a bucket are held in memory.
+        num_streams: Parts that an epoch is cut into and that take turns, each with its share of ``block_shards``. With
+            a multiple of the number of processes each reads shards of its own; a source of ``block_shards`` or fewer
+            shards is not cut.
         empty_caption: What becomes of samples whose caption is missing or blank: ``"drop"`` or ``"keep"``.
         max_bad_fraction: Share of samples that may be unusable before the run stops, in [0, 1].
         num_threads: That decode; None is one for each core that the process may use.
@@ -98,6 +101,7 @@ class DataConfig:
     shuffle: bool = True
     num_epochs: int | None = None
     block_shards: int = 8
+    num_streams: int = 8
     empty_caption: Literal["drop", "keep"] = "drop"
     max_bad_fraction: float = 0.1
     num_threads: int | None = None
@@ -107,7 +111,15 @@ class DataConfig:
         object.__setattr__(self, "sources", tuple(self.sources))
         if not self.sources:
             raise ValueError("sources must hold at least one source; got none")
-        for name in ("image_size", "text_length", "num_epochs", "block_shards", "num_threads", "prefetch"):
+        for name in (
+            "image_size",
+            "text_length",
+            "num_epochs",
+            "block_shards",
+            "num_streams",
+            "num_threads",
+            "prefetch",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import google_crc32c
@@ -127,19 +128,18 @@ class Job:
 
     Args:
         start: Position of the global batch's first sample.
-        first: Position of this process's first sample.
-        num_rows: Of this process.
-        num_real: Those of them that are not beyond the end of the data.
+        positions: Of this process's samples, row by row.
+        num_rows: Of this process; those beyond ``positions`` stay empty.
         preparer: Of the pipeline.
     """
 
-    def __init__(self, start: int, first: int, num_rows: int, num_real: int, preparer: Preparer):
+    def __init__(self, start: int, positions: Sequence[int], num_rows: int, preparer: Preparer):
         size = preparer.config.image_size
-        self.start, self.num_real = start, num_real
+        self.start, self.positions = start, positions
         self.future: Future[Batch] = Future()
         self.faults: list[list[Fault]] = [[] for _ in range(num_rows)]
         self.dropped = False
-        self._first, self._preparer = first, preparer
+        self._preparer = preparer
         self._records: list[Record | None] = [None] * num_rows
         self._image = np.empty((num_rows, size, size, 3), np.uint8)
         self._rows_left = num_rows
@@ -151,7 +151,8 @@ class Job:
             for row in range(begin, end):
                 if self.dropped:
                     return
-                sample = self._preparer(self._first + row, self.faults[row]) if row < self.num_real else None
+                is_real = row < len(self.positions)
+                sample = self._preparer(self.positions[row], self.faults[row]) if is_real else None
                 if sample is None:
                     self._image[row] = 0
                 else:

@@ -1,7 +1,10 @@
 """Which record is sample number n of the run: a pure function of (seed, sources, n).
 
-Nothing here depends on processes, threads or what was read before. A source is gone through epoch by epoch; an epoch is
-a permutation of its shards, cut into blocks of ``block_shards``, with the records of a block permuted among themselves.
+Nothing here depends on processes, threads or what was read before. A source is gone through epoch by epoch. An epoch is
+a permutation of its shards, whose records, laid end to end, are cut into equal streams. Streams take turns, sample by
+sample; each is cut into blocks of a few shards, with the records of a block permuted among themselves. A process that
+is handed neighbouring rows of every batch thereby reads from a few streams, and so from a few shards, alone.
+
 Several sources are interleaved as evenly as their weights allow.
 
 Permutations sort SplitMix64 hashes, so that they stay the same whatever the version of numpy.
@@ -12,13 +15,12 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Order", "Place"]
+__all__ = ["Block", "Order", "Place"]
 
 _MIX_CYCLE = 4096  # weights are honoured to one part in this
 _ATTEMPTS_IN_BLOCK = 8
@@ -33,11 +35,30 @@ class Place(NamedTuple):
     row: int
 
 
-@dataclass(frozen=True)
-class _Epoch:
+class Block(NamedTuple):
+    """A run of records that are permuted among themselves, in the epoch's order of shards.
+
+    Args:
+        shards: Shards that it takes records from.
+        firsts: For each of them its first record that belongs here; the block takes all of a shard but at its ends.
+        ends: Records up to the end of each.
+        permutation: The records in the order of the samples; None takes them as they come.
+    """
+
+    shards: list[int]
+    firsts: list[int]
+    ends: list[int]
+    permutation: np.ndarray | None
+
+
+class _Epoch(NamedTuple):
     shards: np.ndarray  # the order of the shards
-    ends: list[int]  # records up to the end of each block
-    block_shards: int
+    ends: np.ndarray  # records up to the end of each shard
+
+
+class _Stream(NamedTuple):
+    first: int  # records of the epoch before it
+    ends: list[int]  # its records up to the end of each of its blocks
 
 
 class Order:
@@ -47,8 +68,10 @@ class Order:
         counts: For each source the number of records of each shard.
         weights: For each source its expected share of samples; normalised here.
         seed: Of the permutations.
-        shuffle: False goes through shards and records as they are listed.
-        block_shards: Number of shards whose records are shuffled among themselves.
+        shuffle: False goes through shards and records as they are listed, in one stream.
+        block_shards: Number of shards, over all streams, whose records are mixed at a time. A source of no more is one
+            block in one stream.
+        num_streams: Streams of a larger source; no more than ``block_shards`` are made.
         concatenate: True puts the sources one after the other, once, and ignores the weights.
 
     Raises:
@@ -67,18 +90,24 @@ class Order:
         seed: int,
         shuffle: bool,
         block_shards: int,
+        num_streams: int = 1,
         concatenate: bool = False,
     ):
         self._counts = [np.asarray(source, np.int64) for source in counts]
         self._totals = [int(source.sum()) for source in self._counts]
         if not all(self._totals):
             raise ValueError(f"every source must hold records, but source {self._totals.index(0)} holds none")
-        self._seed, self._shuffle, self._block_shards = seed, shuffle, block_shards
+        self._seed, self._shuffle = seed, shuffle
+        num_streams = min(num_streams, block_shards) if shuffle else 1
+        self._streams = [num_streams if np.count_nonzero(source) > block_shards else 1 for source in self._counts]
+        self.num_streams: int = max(self._streams)
+        self._block_shards = [max(block_shards // streams, 1) if shuffle else 1 for streams in self._streams]
         self._starts = [0, *itertools.accumulate(self._totals)] if concatenate else None
         self._slots = None if concatenate or len(counts) == 1 else _interleave(weights)
         # Samples come roughly in order from every source, so that a few epochs and blocks of each are enough.
         self._epoch = lru_cache(maxsize=2 * len(counts))(self._make_epoch)
-        self._block = lru_cache(maxsize=4 * len(counts))(self._make_block)
+        self._stream = lru_cache(maxsize=4 * sum(self._streams))(self._make_stream)
+        self._block = lru_cache(maxsize=4 * sum(self._streams))(self._make_block)
 
     @property
     def num_samples(self) -> int:
@@ -87,10 +116,23 @@ class Order:
 
     def __call__(self, position: int) -> Place:
         """Returns the place of sample number ``position`` of the run, counted from 0."""
-        source, position = self._in_source(position)
-        epoch, block, offset = self._in_block(source, position)
-        shards, ends, permutation = self._block(source, epoch, block)
-        return _place(source, shards, ends, offset if permutation is None else int(permutation[offset]))
+        source, block, offset = self._in_block(position)
+        return _place(source, block, offset if block.permutation is None else int(block.permutation[offset]))
+
+    def rows(self, start: int, size: int) -> list[int]:
+        """Returns the positions of a batch, row by row: those of one stream are neighbours.
+
+        Args:
+            start: Position of the batch's first sample.
+            size: Number of its samples.
+
+        >>> order = Order([[5, 5, 5]], [1.0], seed=0, shuffle=True, block_shards=2, num_streams=2)
+        >>> order.rows(4, 6)
+        [4, 6, 8, 5, 7, 9]
+        """
+        streams = self.num_streams
+        lanes = (range(start + (lane - start) % streams, start + size, streams) for lane in range(streams))
+        return list(itertools.chain.from_iterable(lanes))
 
     def replacement(self, position: int, attempt: int) -> Place:
         """Returns the place to try instead when the sample at ``position`` cannot be used.
@@ -102,17 +144,22 @@ class Order:
         Returns:
             A place drawn by a hash of the seed, the position and the attempt.
         """
-        source, source_position = self._in_source(position)
+        source, block, _ = self._in_block(position)
         draw = _hash(self._seed, 2, position, attempt)
-        if attempt <= _ATTEMPTS_IN_BLOCK:
-            epoch, block, _ = self._in_block(source, source_position)
-            shards, ends, _ = self._block(source, epoch, block)
-        else:
-            shards, ends = (
-                np.arange(len(self._counts[source])),
-                list(itertools.accumulate(self._counts[source].tolist())),
-            )
-        return _place(source, shards, ends, draw % ends[-1])
+        if attempt > _ATTEMPTS_IN_BLOCK:
+            ends = np.cumsum(self._counts[source]).tolist()
+            block = Block(list(range(len(ends))), [0] * len(ends), ends, None)
+        return _place(source, block, draw % block.ends[-1])
+
+    def following(self, position: int) -> tuple[int, list[int]]:
+        """Returns the source of a position and the shards of the block that comes after its own in its stream."""
+        source, position = self._in_source(position)
+        epoch, stream, number, _ = self._locate(source, position)
+        if number + 1 < len(self._stream(source, epoch, stream).ends):
+            return source, self._block(source, epoch, stream, number + 1).shards
+        # An epoch that does not divide by the streams shifts them against the positions.
+        stream = (stream - self._totals[source]) % self._streams[source]
+        return source, self._block(source, epoch + 1, stream, 0).shards
 
     def _in_source(self, position: int) -> tuple[int, int]:
         if self._starts is not None:
@@ -121,39 +168,58 @@ class Order:
         if self._slots is None:
             return 0, position
         sources, ranks, sizes = self._slots
+        # All streams take from one source at a time: a stream of the batch stays a stream of each source.
+        position, lane = divmod(position, self.num_streams)
         cycle, slot = divmod(position, _MIX_CYCLE)
         source = int(sources[slot])
-        return source, cycle * int(sizes[source]) + int(ranks[slot])
+        return source, (cycle * int(sizes[source]) + int(ranks[slot])) * self.num_streams + lane
 
-    def _in_block(self, source: int, position: int) -> tuple[int, int, int]:
-        epoch, offset = divmod(position, self._totals[source])
-        ends = self._epoch(source, epoch).ends
-        block = bisect.bisect_right(ends, offset)
-        return epoch, block, offset - (ends[block - 1] if block else 0)
+    def _in_block(self, position: int) -> tuple[int, Block, int]:
+        source, position = self._in_source(position)
+        epoch, stream, number, offset = self._locate(source, position)
+        return source, self._block(source, epoch, stream, number), offset
+
+    def _locate(self, source: int, position: int) -> tuple[int, int, int, int]:
+        """Returns the epoch, the stream, the number of its block and the offset there."""
+        epoch, position = divmod(position, self._totals[source])
+        offset, stream = divmod(position, self._streams[source])
+        ends = self._stream(source, epoch, stream).ends
+        number = bisect.bisect_right(ends, offset)
+        return epoch, stream, number, offset - (ends[number - 1] if number else 0)
 
     def _make_epoch(self, source: int, epoch: int) -> _Epoch:
         counts = self._counts[source]
         shards = np.flatnonzero(counts)
-        block_shards = self._block_shards if self._shuffle else 1
         if self._shuffle:
             shards = shards[_permutation(len(shards), _hash(self._seed, 0, source, epoch))]
-        ends = counts[shards].cumsum()
-        ends = [*ends[block_shards - 1 :: block_shards].tolist(), int(ends[-1])]
-        return _Epoch(shards, ends, block_shards)
+        return _Epoch(shards, counts[shards].cumsum())
 
-    def _make_block(self, source: int, epoch: int, block: int) -> tuple[np.ndarray, list[int], np.ndarray | None]:
-        """Returns a block's shards, the records up to the end of each, and the permutation of all."""
-        layout = self._epoch(source, epoch)
-        shards = layout.shards[block * layout.block_shards : (block + 1) * layout.block_shards]
-        ends = self._counts[source][shards].cumsum().tolist()
-        if not self._shuffle:
-            return shards, ends, None
-        return shards, ends, _permutation(ends[-1], _hash(self._seed, 1, source, epoch, block))
+    def _make_stream(self, source: int, epoch: int, stream: int) -> _Stream:
+        """Cuts a stream off the epoch, and blocks off the stream, at the ends of shards."""
+        total, streams, block_shards = self._totals[source], self._streams[source], self._block_shards[source]
+        sizes = [(total + streams - 1 - number) // streams for number in range(stream + 1)]
+        first, last = sum(sizes[:-1]), sum(sizes)
+        ends = self._epoch(source, epoch).ends
+        inside = ends[np.searchsorted(ends, first, "right") : np.searchsorted(ends, last, "left")]
+        return _Stream(first, [*(inside[block_shards - 1 :: block_shards] - first).tolist(), last - first])
+
+    def _make_block(self, source: int, epoch: int, stream: int, number: int) -> Block:
+        layout, here = self._epoch(source, epoch), self._stream(source, epoch, stream)
+        first = here.first + (here.ends[number - 1] if number else 0)
+        last = here.first + here.ends[number]
+        span = slice(np.searchsorted(layout.ends, first, "right"), np.searchsorted(layout.ends, last, "left") + 1)
+        shards, shard_ends = layout.shards[span], layout.ends[span]
+        firsts = np.maximum(first - (shard_ends - self._counts[source][shards]), 0).tolist()
+        ends = (np.minimum(shard_ends, last) - first).tolist()
+        permutation = None
+        if self._shuffle:
+            permutation = _permutation(last - first, _hash(self._seed, 1, source, epoch, stream, number))
+        return Block(shards.tolist(), firsts, ends, permutation)
 
 
-def _place(source: int, shards: np.ndarray, ends: list[int], index: int) -> Place:
-    which = bisect.bisect_right(ends, index)
-    return Place(source, int(shards[which]), index - (ends[which - 1] if which else 0))
+def _place(source: int, block: Block, index: int) -> Place:
+    which = bisect.bisect_right(block.ends, index)
+    return Place(source, block.shards[which], block.firsts[which] + index - (block.ends[which - 1] if which else 0))
 
 
 def _interleave(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from clip_data.workers import Workers
 __all__ = ["Pipeline"]
 
 _ROWS_PER_TASK = 16
-_CURSOR_VERSION = 1
+_CURSOR_VERSION = 2
 
 
 class Pipeline:
@@ -40,7 +40,8 @@ class Pipeline:
     drawn from its block.
 
     Which samples a batch holds does not depend on the number of processes or threads: with n rows for each process,
-    process i gets rows i·n to (i+1)·n of every global batch. All processes see the same number of batches.
+    process i gets rows i·n to (i+1)·n of every global batch. All processes see the same number of batches. Where the
+    processes divide ``num_streams``, and that divides the batch, no two of them read the same shard at a time.
 
     Args:
         config: What to read and how to prepare it.
@@ -77,12 +78,13 @@ class Pipeline:
         self._jobs: deque[Job] = deque()
         try:
             counts = self._count()
-            order = Order(
+            self._order = order = Order(
                 counts,
                 [source.weight for source in config.sources],
                 seed=config.seed,
                 shuffle=config.shuffle,
                 block_shards=config.block_shards,
+                num_streams=config.num_streams,
                 concatenate=config.evaluates,
             )
             self.num_samples: int = order.num_samples
@@ -131,7 +133,7 @@ class Pipeline:
         self._fill()
         faults = [fault for row in job.faults for fault in row]
         lost = 0 if self.config.evaluates else sum(fault.lost for fault in faults)
-        self._log.add(faults, num_samples=job.num_real + lost)
+        self._log.add(faults, num_samples=len(job.positions) + lost)
         return batch
 
     def cursor(self) -> dict[str, Any]:
@@ -211,9 +213,9 @@ class Pipeline:
             last = start if self.config.evaluates else start + self._global_batch_size - 1
             if total is not None and last >= total:
                 return
-            first = start + self._first_row
-            num_real = self._batch_size if total is None else min(max(total - first, 0), self._batch_size)
-            job = Job(start, first, self._batch_size, num_real, self._preparer)
+            size = self._global_batch_size if total is None else min(self._global_batch_size, total - start)
+            rows = self._order.rows(start, size)[self._first_row : self._first_row + self._batch_size]
+            job = Job(start, rows, self._batch_size, self._preparer)
             self._jobs.append(job)
             self._next_start += self._global_batch_size
             for row in range(0, self._batch_size, _ROWS_PER_TASK):
@@ -241,6 +243,7 @@ def _identity(config: DataConfig, paths: list[list[str]], counts: list[list[int]
         "shuffle": config.shuffle,
         "evaluates": config.evaluates,
         "block_shards": config.block_shards,
+        "num_streams": config.num_streams,
         "empty_caption": "keep" if config.tokenizer is None else config.empty_caption,
         "sources": sources,
     }
