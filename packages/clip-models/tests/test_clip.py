@@ -60,7 +60,7 @@ def test_features_are_what_the_projection_takes(config, params, pixel_values, in
 
 
 def test_gap_is_the_mean(clip, pixel_values, random_params):
-    config = replace(clip, vision=replace(clip.vision, pool="gap"))
+    config = replace(clip, vision=replace(clip.vision, pool="gap", class_token=None, final_norm="auto"))
     params = random_params(config)
     pooled, hidden = image_features(config, params, pixel_values)
     assert hidden.shape == (3, 4, 24)

@@ -37,11 +37,14 @@ def test_lists_become_tuples():
         (lambda: VisionConfig(**VISION, num_heads=5), "multiple of num_heads; got width=128, num_heads=5"),
         (lambda: VisionConfig(**VISION, mlp_dim=-1), "mlp_dim must not be negative.*got -1"),
         (lambda: VisionConfig(**VISION, norm_eps=0), "norm_eps must be positive; got 0"),
-        (lambda: VisionConfig(**VISION, activation="gleu"), "activation must be one of gelu, .*; got 'gleu'"),
+        (
+            lambda: VisionConfig(**VISION, activation="gleu"),
+            "activation must be one or several of gelu, .*; got 'gleu'",
+        ),
         (lambda: VisionConfig(**VISION, initialization="he"), "initialization must be one of siglip, clip; got 'he'"),
         (lambda: VisionConfig(**{**VISION, "patch_size": 33}), "got patch_size=33, image_size=32"),
         (lambda: VisionConfig(**VISION, pool="token"), "pool must be one of map, gap, cls; got 'token'"),
-        (lambda: TextConfig(**TEXT, pool="eos"), "pool must be one of last, argmax, first_eos; got 'eos'"),
+        (lambda: TextConfig(**TEXT, pool="eos"), "pool must be one of last, argmax, first_eos, map, gap; got 'eos'"),
         (lambda: TextConfig(**TEXT, pool="first_eos"), "eos_token_id, which is None"),
         (lambda: TextConfig(**TEXT, eos_token_id=10), r"in \[0, vocab_size=10\); got 10"),
         (lambda: PreprocessConfig(resize_mode="crop"), "resize_mode must be one of squash, .*; got 'crop'"),
@@ -51,7 +54,7 @@ def test_lists_become_tuples():
         (lambda: ComputeConfig(unroll=0), "unroll must be at least 1; got 0"),
         (lambda: joined(projection_dim=0), "projection_dim must be at least 1; got 0"),
         (lambda: joined(preprocess=PreprocessConfig(size=31)), "vision.image_size = 32, or 0; got 31"),
-        (lambda: joined(preprocess=PreprocessConfig(text_length=9)), "text.max_length = 8; got 9"),
+        (lambda: joined(preprocess=PreprocessConfig(text_length=9)), "max_length of the text, 8; got 9"),
     ],
 )
 def test_a_bad_value_is_named(make, message):

@@ -22,10 +22,15 @@ def logical_axes(config: ClipConfig) -> Params:
         The tree of :func:`init` with, for each array, a tuple of one name per dim.
     """
 
-    tree: Params = {"vision": _axes(vision_structure(config)[1]), "text": _axes(text_structure(config)[1])}
-    tree["logit_scale"] = ()
-    if config.logit_bias_init is not None:
-        tree["logit_bias"] = ()
+    tree: Params = {}
+    if config.vision is not None:
+        tree["vision"] = _axes(vision_structure(config)[1])
+    if config.text is not None:
+        tree["text"] = _axes(text_structure(config)[1])
+    if config.has_logits:
+        tree["logit_scale"] = ()
+        if config.logit_bias_init is not None:
+            tree["logit_bias"] = ()
     return tree
 
 

@@ -1,7 +1,8 @@
 """The model as pure functions on a config and a plain nested dict of float32 arrays.
 
-The dict is ``{"vision": {...}, "text": {...}, "logit_scale": (), "logit_bias": ()}``; ``logit_bias`` is there where the
-config gives it a first value. Each function traces and compiles like any other jax function: wrap it in ``jax.jit``.
+The dict is ``{"vision": {...}, "text": {...}, "logit_scale": (), "logit_bias": ()}``. A tower is there where the config
+has it, ``logit_scale`` where there are both, ``logit_bias`` where, besides, the config gives it a first value. Each
+function traces and compiles like any other jax function: wrap it in ``jax.jit``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ClipOutput:
         text_embeds: float32 [n, e], unit norm.
         logits_per_image: float32 [b, n], logit_scale · image_embeds · text_embedsᵀ + logit_bias.
         logits_per_text: float32 [n, b], its transpose.
-        logit_scale: float32 (), the multiplier: the exponential of the parameter.
+        logit_scale: float32 (), the multiplier: the exponential of the parameter. None with one tower alone.
         logit_bias: float32 (); None where the model has none.
         image_hidden: [b, p, d], last hidden vectors of the image tower, in the compute dtype.
         text_hidden: [n, t, d], last hidden vectors of the text tower, in the compute dtype.
@@ -41,7 +42,7 @@ class ClipOutput:
     text_embeds: jax.Array | None
     logits_per_image: jax.Array | None
     logits_per_text: jax.Array | None
-    logit_scale: jax.Array
+    logit_scale: jax.Array | None
     logit_bias: jax.Array | None
     image_hidden: jax.Array | None
     text_hidden: jax.Array | None
@@ -77,13 +78,15 @@ def init(config: ClipConfig, key: jax.Array) -> Params:
 @functools.partial(jax.jit, static_argnums=0)  # one by one, its hundred operations would take seconds to compile
 def _init(config: ClipConfig, key: jax.Array) -> Params:
     vision_key, text_key = jax.random.split(key)
-    params: Params = {
-        "vision": nnx.to_pure_dict(nnx.state(make_vision_tower(config, vision_key), nnx.Param)),
-        "text": nnx.to_pure_dict(nnx.state(make_text_tower(config, text_key), nnx.Param)),
-        "logit_scale": jnp.float32(config.logit_scale_init),
-    }
-    if config.logit_bias_init is not None:
-        params["logit_bias"] = jnp.float32(config.logit_bias_init)
+    params: Params = {}
+    if config.vision is not None:
+        params["vision"] = nnx.to_pure_dict(nnx.state(make_vision_tower(config, vision_key), nnx.Param))
+    if config.text is not None:
+        params["text"] = nnx.to_pure_dict(nnx.state(make_text_tower(config, text_key), nnx.Param))
+    if config.has_logits:
+        params["logit_scale"] = jnp.float32(config.logit_scale_init)
+        if config.logit_bias_init is not None:
+            params["logit_bias"] = jnp.float32(config.logit_bias_init)
     return params
 
 
@@ -123,9 +126,9 @@ def apply(
         tower = bind_text_tower(config, params)
         pooled, text_hidden = tower(input_ids, attention_mask)
         text_embeds = _normalize(tower.project(pooled))
-    logit_scale = jnp.exp(params["logit_scale"])
-    logit_bias = params["logit_bias"] if config.logit_bias_init is not None else None
-    if image_embeds is not None and text_embeds is not None:
+    logit_scale = jnp.exp(params["logit_scale"]) if config.has_logits else None
+    logit_bias = params["logit_bias"] if config.has_logits and config.logit_bias_init is not None else None
+    if image_embeds is not None and text_embeds is not None and logit_scale is not None:
         logits = logit_scale * (image_embeds @ text_embeds.T)
         logits = logits if logit_bias is None else logits + logit_bias
     return ClipOutput(

@@ -1,4 +1,4 @@
-"""What a CLIP model is: frozen configurations of its two towers, of the inputs it expects and of how it computes.
+"""What a CLIP model is: frozen configurations of its towers, of the inputs it expects and of how it computes.
 
 They hold only JSON types, so any reader of dataclasses can load them. A zero stands for "derived from the other
 fields" and is filled in at construction: a config that exists is complete.
@@ -8,96 +8,143 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Literal
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
-Initialization = Literal["siglip", "clip"]
+from clip_models.preprocess_config import Interpolation, Padding, PreprocessConfig, ResizeMode, square_or_pair
+from clip_models.transformer_config import (
+    Activation,
+    Initialization,
+    TransformerConfig,
+    check_at_least_zero,
+    check_one_of,
+    check_positive,
+    check_probability,
+)
 
+__all__ = [
+    "Activation",
+    "ClipConfig",
+    "ComputeConfig",
+    "DecoderConfig",
+    "Initialization",
+    "Interpolation",
+    "Padding",
+    "PreprocessConfig",
+    "ResizeMode",
+    "TextConfig",
+    "TransformerConfig",
+    "VisionConfig",
+]
 
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """What both towers have in common: a stack of pre-norm transformer blocks.
-
-    Args:
-        width: size of the hidden vectors.
-        num_layers: number of blocks.
-        num_heads: attention heads. 0: width / 64.
-        mlp_dim: hidden size of the MLPs. 0: 4 × width.
-        activation: of the MLPs. ``gelu`` is exact, ``gelu_tanh`` its tanh approximation, ``quick_gelu`` x·σ(1.702x).
-        norm_eps: added to the variance in every LayerNorm.
-        initialization: how random weights are drawn: ``siglip`` as in big_vision, ``clip`` as in OpenAI's code.
-    """
-
-    width: int
-    num_layers: int
-    num_heads: int = 0
-    mlp_dim: int = 0
-    activation: Activation = "gelu_tanh"
-    norm_eps: float = 1e-6
-    initialization: Initialization = "siglip"
-
-    def __post_init__(self) -> None:
-        _positive(self, "width", "num_layers")
-        _at_least_zero(self, "num_heads", "mlp_dim")
-        if not self.num_heads:
-            if self.width % 64:
-                raise ValueError(
-                    f"num_heads defaults to width / 64, but width = {self.width} is not a multiple of 64: "
-                    "give num_heads, a divisor of width."
-                )
-            object.__setattr__(self, "num_heads", self.width // 64)
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"width must be a multiple of num_heads; got width={self.width}, num_heads={self.num_heads}."
-            )
-        if not self.mlp_dim:
-            object.__setattr__(self, "mlp_dim", 4 * self.width)
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps must be positive; got {self.norm_eps}.")
-        _one_of(self, "activation", Activation)
-        _one_of(self, "initialization", Initialization)
-
-
+ImagePositions = Literal["learnt", "factorized", "sincos2d", "rotary"]
 VisionPool = Literal["map", "gap", "cls"]
+NormPlace = Literal["auto", "hidden", "pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(TransformerConfig):
-    """A vision transformer on square images.
+    """A vision transformer.
 
     Args:
-        image_size: side of the input, pixels.
+        image_size: side of the input, or its (height, width), pixels. With sequences of patches (NaFlex) it gives the
+            grid that positions are learnt on.
         patch_size: side of a patch, pixels. What is left of ``image_size`` after whole patches, at the right and the
             bottom, is not seen (so400m at 384 pixels has 27 patches of 14 a side).
-        pool: how the hidden vectors become one: ``map`` attends to them with a learnt probe (SigLIP), ``gap`` averages
+        flexible: whether images of other sizes, and sequences of patches of any height and width, are accepted, with
+            positions resampled to them. Without it another size is an error, as it usually is a mistake.
+        positions: ``learnt`` one by one; ``factorized`` as the sum of a learnt vector per row and one per column;
+            ``sincos2d`` fixed sines and cosines; ``rotary`` turns queries and keys by row and by column.
+        pool: how the hidden vectors become one: ``map`` attends to them with learnt probes (SigLIP), ``gap`` averages
             them, ``cls`` takes a class token put before the patches (CLIP).
+        class_token: whether there is a class token. None: where ``pool`` is ``cls``.
+        num_queries: probes of ``map``; the pooled vectors of several are concatenated.
+        num_registers: learnt tokens put between the class token and the patches, for the blocks to write in.
+        keep_registers: whether registers are part of the hidden vectors that pooling sees and ``apply`` returns.
+        final_norm: what the last norm is applied to: all ``hidden`` vectors before pooling, or the ``pooled`` one.
+            ``auto``: ``pooled`` where ``pool`` is ``cls``, as in CLIP.
         patch_bias: whether the patch projection has a bias.
-        embed_norm: whether a LayerNorm follows the embeddings (CLIP's ``pre_layrnorm``).
+        embed_norm: whether a norm follows the embeddings (CLIP's ``pre_layrnorm``).
+        projection_bias: whether the projection to the shared embedding has a bias.
+        patch_dropout: share of the patches that training leaves out, at random.
+
+    References:
+        Darcet et al., Vision Transformers Need Registers, 2023. Li et al., FLIP (patch dropout), 2022.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     patch_size: int
+    flexible: bool = False
+    positions: ImagePositions = "learnt"
     pool: VisionPool = "map"
+    class_token: bool | None = None
+    num_queries: int = 1
+    num_registers: int = 0
+    keep_registers: bool = False
+    final_norm: NormPlace = "auto"
     patch_bias: bool = True
     embed_norm: bool = False
+    projection_bias: bool = False
+    patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "image_size", "patch_size")
-        if self.patch_size > self.image_size:
+        object.__setattr__(self, "image_size", square_or_pair(self.image_size, "image_size"))
+        check_positive(self, "patch_size", "num_queries")
+        check_at_least_zero(self, "num_registers")
+        check_probability(self, "patch_dropout")
+        if min(self.grid) < 1:
             raise ValueError(
                 "patch_size must not exceed image_size; "
                 f"got patch_size={self.patch_size}, image_size={self.image_size}."
             )
-        _one_of(self, "pool", VisionPool)
+        check_one_of(self, "positions", ImagePositions)
+        check_one_of(self, "pool", VisionPool)
+        check_one_of(self, "final_norm", NormPlace)
+        if self.class_token is None:
+            object.__setattr__(self, "class_token", self.pool == "cls")
+        if self.final_norm == "auto":
+            object.__setattr__(self, "final_norm", "pooled" if self.pool == "cls" else "hidden")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError(
+                "pool='cls' takes the class token; got class_token=False: leave it out, or pool otherwise."
+            )
+        if self.num_queries > 1 and self.pool != "map":
+            raise ValueError(f"num_queries are the probes of pool='map'; got {self.num_queries} with {self.pool!r}.")
+        if self.keep_registers and not self.num_registers:
+            raise ValueError("keep_registers keeps registers, but num_registers is 0: give their number.")
+        if self.positions == "rotary":
+            self._check_rotary("rotary2d")
+        if self.positions == "sincos2d" and self.width % 4:
+            raise ValueError(f"sincos2d positions need a width that is a multiple of 4; got {self.width}.")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the input, pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_shape[0] // self.patch_size, self.image_shape[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return math.prod(self.grid)
 
     @property
     def num_tokens(self) -> int:
-        """Length of the sequence in the blocks: the patches, and the class token where there is one."""
-        return (self.image_size // self.patch_size) ** 2 + (self.pool == "cls")
+        """Length of the sequence in the blocks: class token, registers and patches."""
+        return bool(self.class_token) + self.num_registers + self.num_patches
+
+    @property
+    def pooled_dim(self) -> int:
+        """Size of the pooled vector."""
+        return self.num_queries * self.width
 
 
-TextPool = Literal["last", "argmax", "first_eos"]
+TextPositions = Literal["learnt", "rotary"]
+TextPool = Literal["last", "argmax", "first_eos", "map", "gap"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,82 +154,88 @@ class TextConfig(TransformerConfig):
     Args:
         vocab_size: number of token ids.
         max_length: longest sequence, tokens.
+        positions: ``learnt`` one by one, or ``rotary``, which turns queries and keys.
         causal: whether a token attends only to itself and those before it.
         pool: which hidden vector stands for the text: at the ``last`` position (SigLIP, whose texts are padded to
-            ``max_length``), at the largest id (``argmax``, OpenAI's CLIP), at the ``first_eos``.
+            ``max_length``), at the largest id (``argmax``, OpenAI's CLIP), at the ``first_eos``; or ``map`` attends to
+            all with learnt probes, ``gap`` averages them, both within the attention mask.
+        num_queries: probes of ``map``; the pooled vectors of several are concatenated.
         eos_token_id: the id that ``first_eos`` looks for.
         projection_bias: whether the projection to the shared embedding has a bias.
     """
 
     vocab_size: int
     max_length: int
+    positions: TextPositions = "learnt"
     causal: bool = False
     pool: TextPool = "last"
+    num_queries: int = 1
     eos_token_id: int | None = None
     projection_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "vocab_size", "max_length")
-        _one_of(self, "pool", TextPool)
+        check_positive(self, "vocab_size", "max_length", "num_queries")
+        check_one_of(self, "positions", TextPositions)
+        check_one_of(self, "pool", TextPool)
         if self.pool == "first_eos" and self.eos_token_id is None:
             raise ValueError("pool='first_eos' looks for eos_token_id, which is None: give the tokenizer's.")
-        if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
-            raise ValueError(f"eos_token_id must be in [0, vocab_size={self.vocab_size}); got {self.eos_token_id}.")
+        if self.num_queries > 1 and self.pool != "map":
+            raise ValueError(f"num_queries are the probes of pool='map'; got {self.num_queries} with {self.pool!r}.")
+        _check_token_ids(self, "eos_token_id")
+        self._check_rotary(self.positions)
 
-
-ResizeMode = Literal["squash", "shortest", "longest"]
-Interpolation = Literal["bicubic", "bilinear"]
-Padding = Literal["max_length", "longest"]
+    @property
+    def pooled_dim(self) -> int:
+        """Size of the pooled vector."""
+        return self.num_queries * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """The inputs that a model expects; it travels with the weights.
+class DecoderConfig(TransformerConfig):
+    """A causal transformer that writes a caption, attending to the image tower's hidden vectors in every block.
 
     Args:
-        size: side of the square image, pixels. 0: the vision tower's ``image_size``.
-        resize_mode: how a picture becomes square: ``squash`` ignores its aspect, ``shortest`` scales the shorter side
-            to ``size`` and crops the centre, ``longest`` scales the longer side and pads with black around.
-        interpolation: of the resize, always antialiased.
-        mean: subtracted from each channel, in [0, 1] units.
-        std: each channel is divided by it, in [0, 1] units.
-        tokenizer: a Hugging Face tokenizer, by repository name or directory. None: not known.
-        text_length: tokens that a text is cut to. 0: the text tower's ``max_length``.
-        padding: ``max_length`` pads every text to ``text_length``, ``longest`` to the longest of its batch.
-        lower_case: whether texts are lower-cased before the tokenizer sees them.
-        mask_padding: whether padding is hidden from attention. Neither CLIP nor SigLIP was trained so: CLIP pools at or
-            before the padding, and causally; SigLIP attends to it and pools its last position.
+        vocab_size: number of token ids.
+        max_length: longest caption, tokens.
+        positions: as in :class:`TextConfig`.
+        bos_token_id: the id that a caption starts from.
+        eos_token_id: the id that ends a caption.
+        pad_token_id: the id after the end.
+        mask_token_id: the id that stands in every position under parallel prediction. None: there is none.
+        parallel_fraction: share of the training captions that are predicted in parallel: all inputs are
+            ``mask_token_id`` and every position sees every other.
+        tied_embedding: whether the logits are products with the token embedding, without weights of their own.
+
+    References:
+        Tschannen et al., Image Captioners Are Scalable Vision Learners Too (CapPa), 2023.
     """
 
-    size: int = 0
-    resize_mode: ResizeMode = "squash"
-    interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    tokenizer: str | None = None
-    text_length: int = 0
-    padding: Padding = "max_length"
-    lower_case: bool = False
-    mask_padding: bool = False
+    vocab_size: int
+    max_length: int
+    positions: TextPositions = "learnt"
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 0
+    mask_token_id: int | None = None
+    parallel_fraction: float = 0.0
+    tied_embedding: bool = False
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "size", "text_length")
-        _one_of(self, "resize_mode", ResizeMode)
-        _one_of(self, "interpolation", Interpolation)
-        _one_of(self, "padding", Padding)
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-            if len(getattr(self, name)) != 3:
-                raise ValueError(
-                    f"{name} must have one number per channel, red, green, blue; got {getattr(self, name)}."
-                )
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive in every channel; got {self.std}.")
+        super().__post_init__()
+        check_positive(self, "vocab_size", "max_length")
+        check_one_of(self, "positions", TextPositions)
+        _check_token_ids(self, "bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
+        self._check_rotary(self.positions)
+        if not 0 <= self.parallel_fraction <= 1:
+            raise ValueError(f"parallel_fraction must be in [0, 1]; got {self.parallel_fraction}.")
+        if self.parallel_fraction and self.mask_token_id is None:
+            raise ValueError("parallel prediction puts mask_token_id everywhere, which is None: give an id.")
 
 
 Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "minimal", "full"]
+Remat = Literal["none", "minimal", "proj", "full", "offload"]
+AttentionImplementation = Literal["auto", "xla", "cudnn", "splash"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,41 +244,53 @@ class ComputeConfig:
 
     Args:
         dtype: of the matrix products and the hidden vectors. Norms, softmax and embeddings stay in float32.
-        remat: what the backward pass computes again instead of keeping: ``none``, everything but the matrix products
-            (``minimal``), or whole blocks (``full``).
+        remat: what the backward pass computes again instead of keeping: nothing (``none``), everything but the matrix
+            products (``minimal``) or but queries, keys and values (``proj``), or whole blocks (``full``). ``offload``
+            is ``minimal`` with the products kept in the host's memory.
         unroll: blocks per iteration of the scan over layers; more compile longer and may run faster on TPU.
+        attention: the implementation: XLA's, cuDNN's flash attention on NVIDIA GPUs, splash attention on TPUs;
+            ``auto`` takes what suits the backend and the shapes.
+        float32_logits: whether products of queries and keys are accumulated, kept and normalised in float32 when
+            ``dtype`` is less; without it they are rounded to ``dtype`` before the float32 softmax where the
+            implementation does so.
     """
 
     dtype: Dtype = "float32"
     remat: Remat = "none"
     unroll: int = 1
+    attention: AttentionImplementation = "auto"
+    float32_logits: bool = False
 
     def __post_init__(self) -> None:
-        _one_of(self, "dtype", Dtype)
-        _one_of(self, "remat", Remat)
-        _positive(self, "unroll")
+        check_one_of(self, "dtype", Dtype)
+        check_one_of(self, "remat", Remat)
+        check_one_of(self, "attention", AttentionImplementation)
+        check_positive(self, "unroll")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Two towers and what joins them.
+    """The towers and what joins them: image and text, or one of them alone, and where wanted a captioning decoder.
 
     The defaults are SigLIP's. For OpenAI's CLIP see :func:`clip_models.preset`.
 
     Args:
-        vision: the image tower.
-        text: the text tower.
+        vision: the image tower. None: there is none.
+        text: the text tower. None: there is none.
+        decoder: writes captions of what the image tower sees. None: there is none.
         projection_dim: size of the shared embedding, to which both towers are projected. None: the image tower's
-            pooled vector is the embedding, and only text is projected, to the image tower's width.
+            pooled vector is the embedding, and only text is projected, to its size; the pooled vector of a text tower
+            alone is the embedding too.
         logit_scale_init: first value of the parameter ``logit_scale``, the *logarithm* of the multiplier of the cosine
-            similarities.
+            similarities. It exists where both towers do.
         logit_bias_init: first value of ``logit_bias``, added to the scaled similarities. None: there is no bias.
         preprocess: the inputs that the model expects.
         compute: how it runs.
     """
 
-    vision: VisionConfig
-    text: TextConfig
+    vision: VisionConfig | None = None
+    text: TextConfig | None = None
+    decoder: DecoderConfig | None = None
     projection_dim: int | None = None
     logit_scale_init: float = math.log(10.0)
     logit_bias_init: float | None = -10.0
@@ -233,42 +298,63 @@ class ClipConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        if self.vision is None and self.text is None:
+            raise ValueError("a model needs a vision tower, a text tower or both; got neither.")
+        if self.decoder is not None and self.vision is None:
+            raise ValueError("a decoder captions what the vision tower sees; got vision=None.")
         if self.projection_dim is not None:
-            _positive(self, "projection_dim")
-        preprocess = replace(
-            self.preprocess,
-            size=self.preprocess.size or self.vision.image_size,
-            text_length=self.preprocess.text_length or self.text.max_length,
-        )
-        object.__setattr__(self, "preprocess", preprocess)
-        if preprocess.size != self.vision.image_size:
-            raise ValueError(
-                f"preprocess.size must be vision.image_size = {self.vision.image_size}, or 0; got {preprocess.size}."
-            )
-        if preprocess.text_length > self.text.max_length:
-            raise ValueError(
-                f"preprocess.text_length must not exceed text.max_length = {self.text.max_length}; "
-                f"got {preprocess.text_length}."
-            )
+            check_positive(self, "projection_dim")
+        object.__setattr__(self, "preprocess", self._complete_preprocess())
+
+    def _complete_preprocess(self) -> PreprocessConfig:
+        """Fills in what follows from the towers, and refuses what contradicts them."""
+        given, vision, language = self.preprocess, self.vision, self.text or self.decoder
+        changes = {}
+        if vision is not None:
+            changes["size"] = given.size or vision.image_size
+            if changes["size"] != vision.image_size:
+                raise ValueError(
+                    f"preprocess.size must be vision.image_size = {vision.image_size}, or 0; got {given.size}."
+                )
+            if given.resize_mode == "naflex":
+                if not vision.flexible:
+                    raise ValueError("resize_mode='naflex' makes sequences of patches: vision.flexible must be true.")
+                changes["max_patches"] = given.max_patches or vision.num_patches
+            elif given.max_patches:
+                raise ValueError(
+                    f"max_patches is the length of naflex sequences; got {given.max_patches} with "
+                    f"resize_mode={given.resize_mode!r}."
+                )
+        if language is not None:
+            changes["text_length"] = given.text_length or language.max_length
+            if changes["text_length"] > language.max_length:
+                raise ValueError(
+                    f"preprocess.text_length must not exceed the max_length of the text, {language.max_length}; "
+                    f"got {given.text_length}."
+                )
+        return replace(given, **changes)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether images and texts are compared: there are both towers, and so ``logit_scale``."""
+        return self.vision is not None and self.text is not None
+
+    @property
+    def text_projection_dim(self) -> int | None:
+        """Size of the text tower's projection. None: there is none."""
+        return self.embed_dim if self.projection_dim is not None or self.vision is not None else None
 
     @property
     def embed_dim(self) -> int:
         """Size of the shared embedding."""
-        return self.projection_dim or self.vision.width
+        if self.projection_dim is not None:
+            return self.projection_dim
+        tower = self.vision or self.text
+        return 0 if tower is None else tower.pooled_dim
 
 
-def _positive(config: Any, *names: str) -> None:
+def _check_token_ids(config: TextConfig | DecoderConfig, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}.")
-
-
-def _at_least_zero(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must not be negative (0: derived from the others); got {getattr(config, name)}.")
-
-
-def _one_of(config: Any, name: str, choices: Any) -> None:
-    if getattr(config, name) not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {getattr(config, name)!r}.")
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < config.vocab_size:
+            raise ValueError(f"{name} must be in [0, vocab_size={config.vocab_size}); got {value}.")

@@ -53,7 +53,7 @@ class Mlp(nnx.Module):
             bias_init=init.mlp_bias,
             rngs=rngs,
         )
-        self.activation = config.activation
+        self.activation = config.activations[0]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., d] to [..., d]."""

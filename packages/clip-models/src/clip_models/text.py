@@ -20,11 +20,11 @@ class TextTower(nnx.Module):
     Args:
         config: what it is.
         compute: how it runs.
-        projection_dim: size of the projection to the shared embedding.
+        projection_dim: size of the projection to the shared embedding; None: there is none.
         rngs: source of keys.
     """
 
-    def __init__(self, config: TextConfig, compute: ComputeConfig, *, projection_dim: int, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, compute: ComputeConfig, *, projection_dim: int | None, rngs: nnx.Rngs):
         init = tower_initializers(config)
         self.token_embedding = nnx.Param(
             init.token(rngs.params(), (config.vocab_size, config.width), jnp.float32), axes=("vocab", "embed")
@@ -35,13 +35,17 @@ class TextTower(nnx.Module):
         )
         self.blocks = stack_blocks(config, rngs=rngs)
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = Linear(
-            config.width,
-            projection_dim,
-            axes=("embed", "projection"),
-            kernel_init=init.projection,
-            use_bias=config.projection_bias,
-            rngs=rngs,
+        self.projection = (
+            Linear(
+                config.width,
+                projection_dim,
+                axes=("embed", "projection"),
+                kernel_init=init.projection,
+                use_bias=config.projection_bias,
+                rngs=rngs,
+            )
+            if projection_dim is not None
+            else None
         )
         self.config = config
         self.compute = compute
@@ -75,4 +79,4 @@ class TextTower(nnx.Module):
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Maps the pooled vector, float32 [b, d], to the shared embedding, [b, e], not normalised."""
-        return self.projection(pooled)
+        return pooled if self.projection is None else self.projection(pooled)

@@ -20,12 +20,16 @@ from clip_models.vision import VisionTower
 
 def make_vision_tower(config: ClipConfig, key: jax.Array) -> VisionTower:
     """Returns the image tower with random weights."""
+    if config.vision is None:
+        raise ValueError("images need an image tower; config.vision is None.")
     return VisionTower(config.vision, config.compute, projection_dim=config.projection_dim, rngs=nnx.Rngs(key))
 
 
 def make_text_tower(config: ClipConfig, key: jax.Array) -> TextTower:
     """Returns the text tower with random weights."""
-    return TextTower(config.text, config.compute, projection_dim=config.embed_dim, rngs=nnx.Rngs(key))
+    if config.text is None:
+        raise ValueError("texts need a text tower; config.text is None.")
+    return TextTower(config.text, config.compute, projection_dim=config.text_projection_dim, rngs=nnx.Rngs(key))
 
 
 @functools.lru_cache(maxsize=64)

@@ -73,7 +73,7 @@ class VisionTower(nnx.Module):
             except with a class token, where the norm is applied to the pooled vector alone.
         """
         config = self.config
-        expected = (config.image_size, config.image_size, 3)
+        expected = (*config.image_shape, 3)
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
             raise ValueError(
                 f"pixel_values must be [batch, {', '.join(map(str, expected))}] (height, width, channels); "

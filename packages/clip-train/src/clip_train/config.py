@@ -93,6 +93,8 @@ class TrainDataConfig:
         names = ("resize_mode", "interpolation", "mean", "std", "tokenizer", "text_length", "padding", "lower_case")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.image_size is not None:
+            if model.vision is None:
+                raise ValueError(f"image_size is the image tower's, and this model has none; got {self.image_size}")
             vision = dataclasses.replace(model.vision, image_size=self.image_size)
             changes["size"] = self.image_size
             return dataclasses.replace(

@@ -19,7 +19,7 @@ from clip_sharding import BATCH_AXES, MeshConfig, make_mesh, shardings, strategy
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, labels_of, read_prompts
-from clip_train.inputs import data_config
+from clip_train.inputs import both_towers, data_config
 from clip_train.objective import loss_kind
 from clip_train.optimizers import Length, make_optimizer, make_schedule, to_samples, to_steps
 from clip_train.state import TrainState, abstract_state
@@ -100,12 +100,13 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, Origin]:
     """
     with located("model"):
         origin = find_model(config.model)
+        both_towers(origin.config)
     with located("data"):
         model = config.data.override(origin.config)
-        if origin.load is not None and model.vision.image_size != origin.config.vision.image_size:
+        vision, pretrained = both_towers(model)[0], both_towers(origin.config)[0]
+        if origin.load is not None and vision.image_size != pretrained.image_size:
             raise ValueError(
-                f"image_size of pretrained weights is theirs, {origin.config.vision.image_size}; "
-                f"got {model.vision.image_size}"
+                f"image_size of pretrained weights is theirs, {pretrained.image_size}; got {vision.image_size}"
             )
     precision = config.precision
     if precision == "auto":
@@ -208,10 +209,11 @@ def _open_tokenizer(model: ClipConfig) -> Tokenizer:
     tokenizer = Tokenizer(
         expects.tokenizer, text_length=expects.text_length, lower_case=expects.lower_case, padding=expects.padding
     )
-    if tokenizer.vocab_size > model.text.vocab_size:
+    vocab_size = both_towers(model)[1].vocab_size
+    if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"the tokenizer's ids go up to {tokenizer.vocab_size - 1}, but the text tower has a vocabulary of "
-            f"{model.text.vocab_size}: use the tokenizer that belongs to the model, or set model.config.text.vocab_size"
+            f"{vocab_size}: use the tokenizer that belongs to the model, or set model.config.text.vocab_size"
         )
     return tokenizer
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from clip_models import num_params
 from clip_sharding import BATCH_AXES
 from clip_train.evaluate import Result
+from clip_train.inputs import both_towers
 from clip_train.screen import count, percent, show_table
 from clip_train.setup import Setup
 
@@ -18,7 +19,7 @@ from clip_train.setup import Setup
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """The first screen: what is about to happen."""
     config, model, data = setup.config, setup.model, setup.pipeline
-    vision, text, expects = model.vision, model.text, model.preprocess
+    (vision, text), expects = both_towers(model), model.preprocess
     num_devices = setup.mesh.size
     batch_devices = setup.mesh.shape[BATCH_AXES[0]] * setup.mesh.shape[BATCH_AXES[1]]
     per_device = config.global_batch_size // setup.num_microbatches // batch_devices

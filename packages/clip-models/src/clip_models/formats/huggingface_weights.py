@@ -33,6 +33,8 @@ class Source(NamedTuple):
 
 def sources(config: ClipConfig) -> Iterator[tuple[str, Source]]:
     """Yields (our flat name, its source) for every array of a CLIP or SigLIP config."""
+    if config.vision is None or config.text is None:
+        raise ValueError("a CLIP or SigLIP config has both towers; one of them is None.")
     yield "logit_scale", Source("logit_scale", "scalar")
     if config.logit_bias_init is not None:
         yield "logit_bias", Source("logit_bias", "scalar")
@@ -81,8 +83,9 @@ def read_weights(path: Path, config: ClipConfig) -> Params:
         names = [name for name in file.keys() if not name.endswith("embeddings.position_ids")]  # noqa: SIM118
         arrived = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         expected = {}
+        patch_size = config.vision.patch_size if config.vision is not None else 0
         for ours, source in sources(config):
-            for name, shape in _expected(source, wanted[ours], config.vision.patch_size):
+            for name, shape in _expected(source, wanted[ours], patch_size):
                 # The two numbers come as [] or [1], by the age of the export.
                 expected[name] = (1,) if shape == () and arrived.get(name) == (1,) else shape
         check_shapes(expected, arrived, source=str(path))

@@ -16,11 +16,17 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from clip_models.clip import init
-from clip_models.config import ClipConfig, ComputeConfig, PreprocessConfig, TextConfig, VisionConfig
+from clip_models.config import ClipConfig, ComputeConfig, DecoderConfig, PreprocessConfig, TextConfig, VisionConfig
 from clip_models.params import Params, check_shapes, flatten, shapes, unflatten
 
 MODEL_TYPE = "clip-jax"
-_PARTS = {"vision": VisionConfig, "text": TextConfig, "preprocess": PreprocessConfig, "compute": ComputeConfig}
+_PARTS = {
+    "vision": VisionConfig,
+    "text": TextConfig,
+    "decoder": DecoderConfig,
+    "preprocess": PreprocessConfig,
+    "compute": ComputeConfig,
+}
 
 
 def save(directory: Path, config: ClipConfig, params: Mapping[str, Any]) -> None:
@@ -55,7 +61,7 @@ def config_from_dict(contents: Mapping[str, Any]) -> ClipConfig:
     Raises:
         ValueError: a key is unknown, or a value is refused by the config.
     """
-    parts = {name: _build(cls, contents[name], name) for name, cls in _PARTS.items() if name in contents}
+    parts = {name: _build(cls, contents[name], name) for name, cls in _PARTS.items() if contents.get(name) is not None}
     return _build(ClipConfig, {**contents, **parts}, "config")
 
 
