@@ -210,7 +210,8 @@ def test_evaluation_masks_bad_samples(config, damaged, tokenizer_dir):
         assert pipeline.faults == FAULTS
         fault = next(fault for fault in pipeline.recent_faults if fault.reason == "empty_caption")
     assert seen == [f"{n:08d}" for n in range(39) if f"{n:08d}" not in BAD]
-    assert (fault.shard, fault.key, fault.detail) == (damaged, "00000005", "the caption is '  \\n'")
+    assert (fault.shard, fault.row, fault.key) == (damaged, 5, "00000005")
+    assert fault.detail.startswith("the caption is '  \\n'; the fields are key, ")
     with Pipeline(config(damaged, **options, empty_caption="keep"), global_batch_size=16) as pipeline:
         assert "00000005" in keys(pipeline)
 
@@ -251,7 +252,7 @@ def test_all_bad_fails_at_once(config, tmp_path, examples):
     write_examples(path, [{**example, "webp": b"<html>"} for example in examples(0, 40)])
     with Pipeline(config(str(path)), global_batch_size=4) as pipeline:
         for _ in range(2):
-            with pytest.raises(DataError, match=r"64 records in a row .* bad_image: neither JPEG"):
+            with pytest.raises(DataError, match=r"64 records could not be used .* bad_image: neither JPEG"):
                 next(pipeline)
     with (
         Pipeline(config(str(path), shuffle=False, num_epochs=1), global_batch_size=4) as pipeline,
@@ -272,7 +273,7 @@ def test_too_many_bad_fails(config, tmp_path, examples):
 
 
 def test_records_that_stats_promise_and_the_shard_lacks(config, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "expected_count", lambda path: 10)
+    monkeypatch.setattr(pipeline_module, "expected_count", lambda path, field: 10)
     options = {"shuffle": False, "num_epochs": 1, "max_bad_fraction": 0.5}
     with Pipeline(config(**options), global_batch_size=8) as pipeline:
         assert pipeline.num_samples == 40

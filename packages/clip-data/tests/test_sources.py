@@ -36,7 +36,7 @@ def test_a_shard_may_be_named_once(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"format": "parquet"}, "one of tfrecord, webdataset, not 'parquet'"),
+        ({"format": "zip"}, "one of tfrecord, webdataset, .* not 'zip'"),
         ({"shards": ()}, "at least one shard"),
         ({"weight": 0.0}, "positive number, not 0.0"),
         ({"image_key": ""}, "image_key"),

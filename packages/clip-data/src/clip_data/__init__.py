@@ -3,6 +3,7 @@
 from clip_data.batch import Batch
 from clip_data.config import DataConfig, SourceConfig
 from clip_data.faults import DataError
+from clip_data.filters import Filter
 from clip_data.image import decode_image
 from clip_data.pipeline import Pipeline
 from clip_data.records import Record, read_records
@@ -13,6 +14,7 @@ __all__ = [
     "Batch",
     "DataConfig",
     "DataError",
+    "Filter",
     "Pipeline",
     "Record",
     "SourceConfig",

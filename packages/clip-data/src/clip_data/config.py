@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from clip_data.filters import Filter
 from clip_data.image import Interpolation, ResizeMode
 from clip_data.text import Padding
+from clip_data.transform import Transform, transform_identity
 
 __all__ = ["DataConfig", "Format", "SourceConfig"]
 
-Format = Literal["tfrecord", "webdataset"]
+Format = Literal["tfrecord", "webdataset", "parquet", "csv", "tsv", "folder", "class_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +21,20 @@ class SourceConfig:
     """One set of shards of one format.
 
     Args:
-        format: ``"tfrecord"`` or ``"webdataset"``.
+        format: ``"tfrecord"``, ``"webdataset"``, ``"parquet"``; ``"csv"`` or ``"tsv"``, tables of image paths and
+            captions; ``"folder"``, images beside ``.txt`` files of one stem; ``"class_folder"``, a folder of images for
+            each class, whose labels are the classes' ranks in alphabetical order.
         shards: Paths, globs (``*.tfrecord``) and brace lists (``{000..123}.tar``), local, ``file://``, ``gs://`` or
-            ``s3://``.
+            ``s3://``. Those of the folder formats are local folders.
         weight: Expected share of samples where several sources are mixed; normalised over the sources.
-        image_key: Field that holds the image, or ``"auto"``: the first present of jpg, jpeg, png, webp, image.
-        caption_key: Field that holds the caption, or ``"auto"``: the first present of caption, txt, text.
+        image_key: Field that holds the image, or its path in a table; ``"auto"`` takes the first present of jpg, jpeg,
+            png, webp, image, in a table also image_path, filepath, filename, path and file, and else the first field
+            whose bytes begin as an image file does.
+        caption_key: Field that holds the caption, or ``"auto"``: the first present of caption, txt, text. Of several
+            fields, or of fields with weights, one that is not blank is drawn for each sample, by the pipeline's seed
+            and the position; so is one of a field that holds several captions.
         label_key: Field that holds an integer label; None takes ``cls`` or ``label`` where present.
+        filters: Conditions on the metadata that a record must meet; others are replaced, and counted apart.
 
     Raises:
         ValueError: A value outside what is said above.
@@ -35,26 +44,35 @@ class SourceConfig:
     shards: str | tuple[str, ...]
     weight: float = 1.0
     image_key: str = "auto"
-    caption_key: str = "auto"
+    caption_key: str | tuple[str, ...] | dict[str, float] = "auto"
     label_key: str | None = None
+    filters: tuple[Filter, ...] = ()
 
     def __post_init__(self):
         if self.format not in get_args(Format):
             raise ValueError(f"format must be one of {', '.join(get_args(Format))}, not {self.format!r}")
-        if isinstance(self.shards, list):
-            object.__setattr__(self, "shards", tuple(self.shards))
+        for name in ("shards", "caption_key", "filters"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.shards or not all(self.patterns):
             raise ValueError(f"shards must name at least one shard, not {self.shards!r}")
-        if not (self.weight > 0 and math.isfinite(self.weight)):
+        if not _is_weight(self.weight):
             raise ValueError(f"weight must be a positive number, not {self.weight!r}")
-        for name in ("image_key", "caption_key", "label_key"):
-            if getattr(self, name) == "":
-                raise ValueError(f"{name} must be a field's name, not ''")
+        if self.image_key == "" or self.label_key == "":
+            raise ValueError("image_key and label_key must be a field's name, not ''")
+        if not self.caption_key or (not isinstance(self.caption_key, str) and not all(self.caption_key)):
+            raise ValueError(f"caption_key must name one field or several, not {self.caption_key!r}")
+        if isinstance(self.caption_key, dict) and not all(map(_is_weight, self.caption_key.values())):
+            raise ValueError(f"the weights of caption_key must be positive numbers, not {self.caption_key!r}")
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """``shards`` as a tuple."""
         return (self.shards,) if isinstance(self.shards, str) else self.shards
+
+
+def _is_weight(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +98,8 @@ class DataConfig:
             a multiple of the number of processes each reads shards of its own; a source of ``block_shards`` or fewer
             shards is not cut.
         empty_caption: What becomes of samples whose caption is missing or blank: ``"drop"`` or ``"keep"``.
+        transform: A pure function that replaces a record, or drops it by None, before it is decoded. A cursor knows it
+            by its ``identity``, or its module and name.
         max_bad_fraction: Share of samples that may be unusable before the run stops, in [0, 1].
         num_threads: That decode; None is one for each core that the process may use.
         prefetch: Batches prepared ahead.
@@ -103,6 +123,7 @@ class DataConfig:
     block_shards: int = 8
     num_streams: int = 8
     empty_caption: Literal["drop", "keep"] = "drop"
+    transform: Transform | None = None
     max_bad_fraction: float = 0.1
     num_threads: int | None = None
     prefetch: int = 2
@@ -132,6 +153,7 @@ class DataConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        transform_identity(self.transform)
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")
 

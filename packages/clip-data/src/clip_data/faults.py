@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["DataError", "Fault", "FaultLog", "Reason", "RecordError"]
+__all__ = ["SKIPPED", "DataError", "Fault", "FaultLog", "Reason", "RecordError", "empty_shard"]
 
 Reason = Literal[
     "bad_checksum",  # the bytes of one record do not match their checksum
@@ -26,7 +26,13 @@ Reason = Literal[
     "shard_cut_short",  # everything before the cut is kept
     "bad_length",  # a damaged length: the rest of the shard cannot be found
     "empty_shard",
+    "bad_shard",  # nothing of it can be read
+    "filtered",  # not wanted, by a filter or the transform
+    "null_image",  # a row that says itself that it has no image, as img2dataset writes failed downloads
 ]
+
+SKIPPED: frozenset[Reason] = frozenset({"filtered", "null_image"})
+"""Reasons that are no fault of the data: replaced like one, counted apart, and without a bound."""
 
 _NUM_LOGGED = 5  # of each reason at WARNING; the rest at DEBUG
 _NUM_ALWAYS_ALLOWED = 16  # so that one bad record in a small set is not a fraction
@@ -53,23 +59,32 @@ class Fault:
 
     Args:
         shard: Path of the shard.
-        offset: Byte offset in the shard.
         reason: One of the words of ``Reason``.
         detail: What was seen, in words.
+        offset: Byte offset in the shard, where its format has such places.
+        row: Number of the record in the shard.
         key: The record's key, or ``""`` where it could not be read.
         lost: Whether a sample was lost to it.
     """
 
     shard: str
-    offset: int
     reason: Reason
     detail: str
+    offset: int | None = None
+    row: int | None = None
     key: str = ""
     lost: bool = True
 
     def __str__(self) -> str:
+        row = "" if self.row is None else f" row {self.row}"
+        place = row if self.offset is None else f" at byte {self.offset}"
         key = f", key {self.key}" if self.key else ""
-        return f"{self.shard} at byte {self.offset}{key}: {self.reason}: {self.detail}"
+        return f"{self.shard}{place}{key}: {self.reason}: {self.detail}"
+
+
+def empty_shard(path: str) -> Fault:
+    """Returns the fault of a shard without a byte."""
+    return Fault(shard=path, reason="empty_shard", detail="the file is empty", lost=False)
 
 
 class FaultLog:
@@ -94,16 +109,25 @@ class FaultLog:
     @property
     def counts(self) -> dict[str, int]:
         """Number of faults by reason, for those reasons that occurred."""
-        return {reason: self._counts[reason] for reason in get_args(Reason) if self._counts[reason]}
+        return {r: self._counts[r] for r in get_args(Reason) if self._counts[r] and r not in SKIPPED}
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Number of records that were not wanted, by reason."""
+        return {r: self._counts[r] for r in get_args(Reason) if self._counts[r] and r in SKIPPED}
 
     def add(self, faults: Iterable[Fault], *, num_samples: int) -> None:
-        """Counts the faults met while ``num_samples`` samples were tried.
+        """Counts the faults met while ``num_samples`` samples, those that were skipped included, were tried.
 
         Raises:
             DataError: More than ``max_bad_fraction`` of all samples tried so far, or every one of them, was lost.
         """
         for fault in faults:
             self._counts[fault.reason] += 1
+            if fault.reason in SKIPPED:
+                logger.debug("%s", fault)
+                num_samples -= fault.lost
+                continue
             self._num_lost += fault.lost
             self.recent.append(fault)
             level = logging.WARNING if self._counts[fault.reason] <= _NUM_LOGGED else logging.DEBUG

@@ -12,15 +12,17 @@ import numpy as np
 
 from clip_data.batch import Batch
 from clip_data.config import DataConfig
-from clip_data.faults import DataError, Fault, RecordError
+from clip_data.faults import SKIPPED, DataError, Fault, RecordError
 from clip_data.image import decode_image
 from clip_data.order import Order, Place
 from clip_data.records import IndexedShard, Record
 from clip_data.text import Tokenizer
+from clip_data.transform import transform_record
 
 __all__ = ["Job", "Preparer"]
 
 _MAX_ATTEMPTS = 64
+_MAX_SKIPPED = 4096
 
 
 class Preparer:
@@ -53,33 +55,43 @@ class Preparer:
     def __call__(self, position: int, faults: list[Fault]) -> tuple[Record, np.ndarray] | None:
         """Returns the sample of a position, or its replacement; None where there is none."""
         place = self._order(position)
-        attempt = 0
+        attempt = num_skipped = 0
         while True:
             try:
-                return self._prepare(place, faults)
+                return self._prepare(place, self._order.draw(position), faults)
             except _Unusable as unusable:
                 faults.append(unusable.fault)
                 if self.config.evaluates:
                     return None
                 attempt += 1
-                if attempt == _MAX_ATTEMPTS:
+                num_skipped += unusable.fault.reason in SKIPPED
+                if attempt - num_skipped == _MAX_ATTEMPTS:
                     raise DataError(
-                        f"{attempt} records in a row could not be used; check the source's keys and files. "
+                        f"{_MAX_ATTEMPTS} records could not be used for one sample; check the source's keys and files. "
                         f"The last one: {unusable.fault}"
                     ) from unusable
-                place = self._order.replacement(position, attempt)
+                if num_skipped == _MAX_SKIPPED:
+                    raise DataError(
+                        f"{num_skipped} records were not wanted for one sample: the filters or the transform leave "
+                        f"next to nothing. The last one: {unusable.fault}"
+                    ) from unusable
+                place = self._order.replacement(position, attempt, num_skipped=num_skipped)
 
-    def _prepare(self, place: Place, faults: list[Fault]) -> tuple[Record, np.ndarray]:
+    def _prepare(self, place: Place, caption_draw: int, faults: list[Fault]) -> tuple[Record, np.ndarray]:
         shard = self._shard(place.source, place.shard)
-        key, offset = "", 0
+        key, offset = "", None
         try:
             if place.row >= len(shard):
                 raise RecordError("shard_cut_short", f"{len(shard)} records where its _stats.json states more")
             offset = shard.offset(place.row)
-            record = shard.read(place.row)
+            record = shard.read(place.row, draw=caption_draw)
             key = record.key
+            if self.config.transform is not None:
+                record = transform_record(self.config.transform, record)
             if self.tokenizer is not None and self.config.empty_caption == "drop" and not record.caption.strip():
-                raise RecordError("empty_caption", f"the caption is {record.caption!r}")
+                raise RecordError(
+                    "empty_caption", f"the caption is {record.caption!r}; the fields are {', '.join(record.metadata)}"
+                )
             config = self.config
             pixels = decode_image(
                 record.image,
@@ -88,13 +100,14 @@ class Preparer:
                 interpolation=config.interpolation,
             )
         except RecordError as error:
-            fault = Fault(shard=shard.path, offset=offset, key=key, reason=error.reason, detail=error.detail)
+            fault = Fault(
+                shard=shard.path, row=place.row, offset=offset, key=key, reason=error.reason, detail=error.detail
+            )
             raise _Unusable(fault) from error
         if not record.caption_is_utf8:
             detail = f"kept as {record.caption!r:.100}"
-            faults.append(
-                Fault(shard=shard.path, offset=offset, key=key, reason="caption_not_utf8", detail=detail, lost=False)
-            )
+            where = {"shard": shard.path, "row": place.row, "offset": offset, "key": key}
+            faults.append(Fault(**where, reason="caption_not_utf8", detail=detail, lost=False))
         return record, pixels
 
     def _shard(self, source: int, number: int) -> IndexedShard:

@@ -24,6 +24,7 @@ __all__ = ["Block", "Order", "Place"]
 
 _MIX_CYCLE = 4096  # weights are honoured to one part in this
 _ATTEMPTS_IN_BLOCK = 8
+_SKIPS_IN_BLOCK = 1024
 _MASK = (1 << 64) - 1
 
 
@@ -134,19 +135,24 @@ class Order:
         lanes = (range(start + (lane - start) % streams, start + size, streams) for lane in range(streams))
         return list(itertools.chain.from_iterable(lanes))
 
-    def replacement(self, position: int, attempt: int) -> Place:
+    def draw(self, position: int) -> int:
+        """Returns 64 bits for the choices, such as one of several captions, that the sample at ``position`` leaves."""
+        return _hash(self._seed, 3, position)
+
+    def replacement(self, position: int, attempt: int, *, num_skipped: int = 0) -> Place:
         """Returns the place to try instead when the sample at ``position`` cannot be used.
 
         Args:
             position: Of the sample in the run.
             attempt: 1, 2, … The first eight stay within the sample's block, whose shards are at hand.
+            num_skipped: Attempts so far whose record was whole and not wanted; they leave the block after a thousand.
 
         Returns:
             A place drawn by a hash of the seed, the position and the attempt.
         """
         source, block, _ = self._in_block(position)
         draw = _hash(self._seed, 2, position, attempt)
-        if attempt > _ATTEMPTS_IN_BLOCK:
+        if attempt - num_skipped > _ATTEMPTS_IN_BLOCK or num_skipped > _SKIPS_IN_BLOCK:
             ends = np.cumsum(self._counts[source]).tolist()
             block = Block(list(range(len(ends))), [0] * len(ends), ends, None)
         return _place(source, block, draw % block.ends[-1])

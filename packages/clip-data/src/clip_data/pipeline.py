@@ -17,10 +17,12 @@ from typing import Any
 from clip_data.batch import Batch
 from clip_data.config import DataConfig, SourceConfig
 from clip_data.faults import Fault, FaultLog
+from clip_data.filters import filters_identity
 from clip_data.job import Job, Preparer
 from clip_data.order import Order
-from clip_data.records import IndexedShard
-from clip_data.sources import expected_count, list_shards
+from clip_data.records import IndexedShard, list_source
+from clip_data.sources import expected_count
+from clip_data.transform import transform_identity
 from clip_data.workers import Workers
 
 __all__ = ["Pipeline"]
@@ -69,7 +71,7 @@ class Pipeline:
         self._global_batch_size = global_batch_size
         self._batch_size = global_batch_size // process_count
         self._first_row = process_index * self._batch_size
-        self._paths = [list_shards(source.shards) for source in config.sources]
+        self._paths = [list_source(source) for source in config.sources]
         self._log = FaultLog(max_bad_fraction=config.max_bad_fraction)
         self._workers = Workers(config.num_threads or _num_cores())
         self._stop = weakref.finalize(self, self._workers.stop)
@@ -111,6 +113,11 @@ class Pipeline:
     def faults(self) -> dict[str, int]:
         """Number of faults by reason, in what was delivered to this process so far."""
         return self._log.counts
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Number of records that were not wanted, by reason, in what was delivered to this process so far."""
+        return self._log.skipped
 
     @property
     def recent_faults(self) -> list[Fault]:
@@ -189,7 +196,7 @@ class Pipeline:
 
         def count(item: tuple[SourceConfig, str]) -> tuple[int, Fault | None]:
             source, path = item
-            expected = expected_count(path)
+            expected = expected_count(path, "count" if source.format == "parquet" else "successes")
             if expected is not None:
                 return expected, None
             shard = IndexedShard(source, path)
@@ -245,6 +252,8 @@ def _identity(config: DataConfig, paths: list[list[str]], counts: list[list[int]
         "block_shards": config.block_shards,
         "num_streams": config.num_streams,
         "empty_caption": "keep" if config.tokenizer is None else config.empty_caption,
+        "filters": [filters_identity(source.filters) for source in config.sources],
+        "transform": transform_identity(config.transform),
         "sources": sources,
     }
 

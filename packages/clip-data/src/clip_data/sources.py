@@ -81,11 +81,12 @@ def open_shard(path: str) -> Shard:
         raise OSError(f"shard {path} cannot be read: {error}") from error
 
 
-def list_shards(patterns: str | Sequence[str]) -> list[str]:
+def list_shards(patterns: str | Sequence[str], *, folders: bool = False) -> list[str]:
     """Lists the shards that patterns name.
 
     Args:
         patterns: Paths, globs and brace lists, as ``SourceConfig.shards``.
+        folders: Whether shards are local folders rather than files.
 
     Returns:
         One path for each shard: patterns in their order, brace lists counted up, globs sorted.
@@ -93,18 +94,21 @@ def list_shards(patterns: str | Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: Some pattern names no shard; all such patterns are listed.
         PermissionError: Some local shard may not be read; all are listed.
-        ValueError: A shard is named twice.
+        ValueError: A shard is named twice, or folders are remote.
     """
     shards: list[str] = []
     missing: list[str] = []
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     for pattern in itertools.chain.from_iterable(map(_expand_braces, patterns)):
-        found = _list_remote(pattern) if pattern.startswith(_REMOTE) else _list_local(pattern)
+        if folders and pattern.startswith(_REMOTE):
+            raise ValueError(f"folders of files are read from local disks only, not {pattern}: pack them into shards")
+        found = _list_remote(pattern) if pattern.startswith(_REMOTE) else _list_local(pattern, folders=folders)
         shards.extend(found)
         if not found:
             missing.append(pattern)
     if missing:
         hint = "; a directory's files are named by a glob, DIR/*.tar" if any(map(os.path.isdir, missing)) else ""
+        hint = "; the format reads folders, not files" if folders and any(map(os.path.isfile, missing)) else hint
         raise FileNotFoundError(f"no shard at {', '.join(_first(missing))}{hint}")
     unreadable = [path for path in shards if not path.startswith(_REMOTE) and not os.access(path, os.R_OK)]
     if unreadable:
@@ -115,11 +119,12 @@ def list_shards(patterns: str | Sequence[str]) -> list[str]:
     return shards
 
 
-def expected_count(path: str) -> int | None:
+def expected_count(path: str, field: str = "successes") -> int | None:
     """Returns the number of samples that img2dataset's ``_stats.json`` beside a shard in a bucket states.
 
     Args:
         path: As ``list_shards`` returns it.
+        field: Of that file: ``"successes"``, or ``"count"`` for a format that holds the failed downloads too.
 
     Returns:
         The number, or None where the shard is local, which is quicker to count than to trust, or has no such file.
@@ -130,7 +135,7 @@ def expected_count(path: str) -> int | None:
     filesystem, inner = _filesystem(stats)
     try:
         with filesystem.open_input_stream(inner) as stream:
-            return int(json.loads(stream.read())["successes"])
+            return int(json.loads(stream.read())[field])
     except FileNotFoundError:
         return None
 
@@ -159,10 +164,10 @@ def _expand_braces(pattern: str) -> list[str]:
     return [head + item + rest for item in items for rest in _expand_braces(tail)]
 
 
-def _list_local(pattern: str) -> list[str]:
+def _list_local(pattern: str, *, folders: bool) -> list[str]:
     path = os.path.expanduser(pattern.removeprefix("file://"))
     found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]
-    return [path for path in found if os.path.isfile(path)]
+    return [path for path in found if (os.path.isdir if folders else os.path.isfile)(path)]
 
 
 def _list_remote(pattern: str) -> list[str]:

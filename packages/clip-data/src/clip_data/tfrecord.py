@@ -17,13 +17,39 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from clip_data.faults import Fault, RecordError
-from clip_data.sources import Shard
+from clip_data.faults import Fault, RecordError, empty_shard
+from clip_data.sources import Shard, open_shard
 
-__all__ = ["encode_example", "index_tfrecord", "parse_example", "read_example", "write_examples"]
+__all__ = ["TFRecordReader", "encode_example", "index_tfrecord", "parse_example", "read_example", "write_examples"]
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
+
+
+class TFRecordReader:
+    """An open TFRecord file of Examples, as ``records.Reader`` describes it.
+
+    Args:
+        path: Where it is.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+
+    def __init__(self, path: str):
+        self._shard = open_shard(path)
+        self._entries, self.fault = index_tfrecord(self._shard)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def offset(self, row: int) -> int:
+        """Returns the byte offset of a record's data."""
+        return self._entries[row][0]
+
+    def read(self, row: int) -> dict[str, Any]:
+        """Returns a record's fields."""
+        return read_example(self._shard, self._entries[row])
 
 
 def index_tfrecord(shard: Shard) -> tuple[list[tuple[int, int]], Fault | None]:
@@ -37,6 +63,8 @@ def index_tfrecord(shard: Shard) -> tuple[list[tuple[int, int]], Fault | None]:
     """
     entries: list[tuple[int, int]] = []
     offset = 0
+    if not shard.size:
+        return entries, empty_shard(shard.path)
     while offset < shard.size:
         header = shard.read_at(offset, _HEADER.size)
         if len(header) < _HEADER.size:

@@ -11,16 +11,42 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from clip_data.faults import Fault, RecordError
-from clip_data.sources import Shard
+from clip_data.faults import Fault, RecordError, empty_shard
+from clip_data.sources import Shard, open_shard
 
-__all__ = ["TarEntry", "index_tar", "read_sample"]
+__all__ = ["TarEntry", "TarReader", "index_tar", "read_sample"]
 
 TarEntry = tuple[str, dict[str, tuple[int, int]]]
 """A sample's key, and the offset and length of each member by its extension."""
 
 _BLOCK = 512
 _MAX_NAME_BLOCK = 1 << 20  # a pax header or long name larger than this is damage
+
+
+class TarReader:
+    """An open tar file, as ``records.Reader`` describes it.
+
+    Args:
+        path: Where it is.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+
+    def __init__(self, path: str):
+        self._shard = open_shard(path)
+        self._entries, self.fault = index_tar(self._shard)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def offset(self, row: int) -> int:
+        """Returns the byte offset of the first of a sample's members."""
+        return min(offset for offset, _ in self._entries[row][1].values())
+
+    def read(self, row: int) -> dict[str, Any]:
+        """Returns a sample's fields."""
+        return read_sample(self._shard, self._entries[row])
 
 
 def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
@@ -34,6 +60,8 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
         adjacent members of one name, the first counts.
     """
     entries: list[TarEntry] = []
+    if not shard.size:
+        return entries, empty_shard(shard.path)
     stem, offset = "", 0
     long_name: str | None = None
     long_size: int | None = None
@@ -75,9 +103,8 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
                 entries[-1][1].setdefault(extension.lower(), (data, size))
         offset = data + -(-size // _BLOCK) * _BLOCK
     else:
-        if shard.size:
-            # Writers close a tar with two zero blocks; without them its last sample may lack members.
-            fault = _fault(shard, offset, "shard_cut_short", "the file has no closing blocks", len(entries))
+        # Writers close a tar with two zero blocks; without them its last sample may lack members.
+        fault = _fault(shard, offset, "shard_cut_short", "the file has no closing blocks", len(entries))
     if fault is not None and entries:
         entries.pop()
     return entries, fault

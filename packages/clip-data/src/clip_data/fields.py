@@ -1,0 +1,163 @@
+"""Which of a record's fields is its image, its caption and its label: from what is stored to a ``Record``."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clip_data.faults import RecordError
+from clip_data.picture import is_picture
+
+if TYPE_CHECKING:
+    from clip_data.config import SourceConfig
+
+__all__ = ["IMAGE_KEYS", "Record", "to_record"]
+
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "image")
+_CAPTION_KEYS = ("caption", "txt", "text")
+_LABEL_KEYS = ("cls", "label")
+_NOTHING = (None, b"", "")  # how the formats store null
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One sample as it is stored.
+
+    Args:
+        key: Its key, for people; not always unique.
+        image: The bytes of an image file, not yet looked at.
+        caption: Its text, ``""`` where it has none.
+        label: Its class, or None.
+        metadata: All other fields.
+        shard: Path of the shard it came from.
+        row: Its number in the shard.
+        offset: Byte offset of its data in the shard, where its format has such places.
+        caption_is_utf8: False where bytes of the caption had to be replaced by U+FFFD.
+    """
+
+    key: str
+    image: bytes
+    caption: str
+    label: int | None
+    metadata: dict[str, Any]
+    shard: str
+    row: int
+    offset: int | None = None
+    caption_is_utf8: bool = True
+
+
+def to_record(
+    fields: dict[str, Any], source: SourceConfig, *, shard: str, row: int, offset: int | None = None, draw: int = 0
+) -> Record:
+    """Makes a record of stored fields.
+
+    Args:
+        fields: By name; ``__image__`` and ``__key__`` are the image and the key where the format says which they are.
+            They are the record's afterwards.
+        source: Says which field is what.
+        shard: Where they came from.
+        row: Likewise.
+        offset: Likewise.
+        draw: 64 bits that choose among captions.
+
+    Raises:
+        RecordError: It has no image, or lacks the label that the source names.
+    """
+    image = _take_image(fields, source.image_key)
+    caption, is_utf8 = _caption(fields, source.caption_key, draw)
+    label_key = _find(fields, source.label_key or "auto", _LABEL_KEYS)
+    has_label = label_key is not None and not _is_nothing(fields[label_key])
+    if source.label_key is not None and not has_label:
+        raise RecordError("missing_label", f"nothing in {source.label_key!r}; the fields are {', '.join(fields)}")
+    key, _ = _text(fields.pop("__key__", None) or fields.get("key"))
+    return Record(
+        key=key,
+        image=image,
+        caption=caption,
+        label=_label(fields[label_key], label_key) if label_key and has_label else None,
+        metadata=fields,
+        shard=shard,
+        row=row,
+        offset=offset,
+        caption_is_utf8=is_utf8,
+    )
+
+
+def _take_image(fields: dict[str, Any], name: str) -> bytes:
+    key = "__image__" if "__image__" in fields else _find(fields, name, IMAGE_KEYS)
+    if key != "__image__" and name == "auto" and (key is None or _is_nothing(fields[key])):
+        key = next((other for other, value in fields.items() if is_picture(_image_bytes(value) or b"")), key)
+    image = _image_bytes(fields.pop(key)) if key else b""
+    if key and image is None:
+        raise RecordError("null_image", f"{key} is null")
+    if not image:
+        names = " or ".join(IMAGE_KEYS if name == "auto" else (name,))
+        raise RecordError("missing_image", f"no bytes in {names}; the fields are {', '.join(fields)}")
+    return image
+
+
+def _image_bytes(value: Any) -> bytes | None:
+    """Returns an image field's bytes, ``b""`` where it holds something else, None where it is null."""
+    if isinstance(value, dict) and "bytes" in value:  # as Hugging Face data sets store images in Parquet
+        value = value["bytes"]
+    return value if value is None or isinstance(value, bytes) else b""
+
+
+def _caption(fields: dict[str, Any], keys: str | tuple[str, ...] | Mapping[str, float], draw: int) -> tuple[str, bool]:
+    """Returns the caption, drawn where there are several that are not blank, and whether it was UTF-8."""
+    if isinstance(keys, str):
+        key = _find(fields, keys, _CAPTION_KEYS)
+    else:
+        weights = keys if isinstance(keys, Mapping) else dict.fromkeys(keys, 1.0)
+        filled = {name: weight for name, weight in weights.items() if not _is_nothing(fields.get(name))}
+        key = _draw(filled, draw) if filled else None
+    value = fields.get(key or "")
+    if isinstance(value, list | tuple):
+        choices = [item for item in value if not _is_nothing(item)]
+        value = choices[(draw >> 32) % len(choices)] if choices else None
+    return _text(value)
+
+
+def _draw(weights: Mapping[str, float], draw: int) -> str:
+    left = (draw & 0xFFFFFFFF) / 2**32 * sum(weights.values())
+    for name, weight in weights.items():
+        left -= weight
+        if left < 0:
+            return name
+    return next(reversed(weights))  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _find(fields: dict[str, Any], name: str, usual: tuple[str, ...]) -> str | None:
+    """Returns the first of the names that holds something, else the first that is there at all."""
+    present = [key for key in (usual if name == "auto" else (name,)) if key in fields]
+    return next((key for key in present if not _is_nothing(fields[key])), present[0] if present else None)
+
+
+def _is_nothing(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_nothing, value))
+    return value in _NOTHING or (isinstance(value, str | bytes) and not value.strip())
+
+
+def _text(value: Any) -> tuple[str, bool]:
+    """Returns a field as text, and whether it was UTF-8."""
+    if value is None or isinstance(value, str):
+        return value or "", True
+    if not isinstance(value, bytes):
+        return str(value), True
+    try:
+        return value.decode("utf-8"), True
+    except UnicodeDecodeError:
+        return value.decode("utf-8", "replace"), False
+
+
+def _label(value: Any, name: str) -> int:
+    try:
+        label = operator.index(value) if not isinstance(value, str | bytes) else int(value)
+    except (TypeError, ValueError) as error:
+        raise RecordError("bad_record", f"{name} must be an integer, not {value!r:.100}") from error
+    if not -(1 << 31) <= label < 1 << 31:
+        raise RecordError("bad_record", f"{name} must fit into 32 bits, not be {label}")
+    return label

@@ -1,0 +1,181 @@
+"""Parquet shards: a row for each record, with the image's bytes in a binary column or its path in one of text.
+
+A row group is read as a whole when the first of its rows is wanted, and held while the shard is open. A shard whose
+footer is lost or wrong cannot be read at all; a damaged row group loses its rows.
+
+References:
+    https://parquet.apache.org/docs/file-format
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import itertools
+import threading
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_data.faults import Fault, RecordError, empty_shard
+from clip_data.fields import IMAGE_KEYS
+from clip_data.sources import Shard, open_shard
+from clip_data.table import find_path_column, read_image_at
+
+__all__ = ["ParquetReader"]
+
+_MAX_FOOTER_ITEMS = 10_000_000
+_MAX_FOOTER_STRING = 256 << 20
+_MAX_EXPANSION = 1024  # bytes of a row group for each byte of the file
+_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+
+
+class ParquetReader:
+    """An open Parquet file, as ``records.Reader`` describes it.
+
+    Args:
+        path: Where it is.
+        image_key: Column of the images or of their paths, or ``"auto"``.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+
+    def __init__(self, path: str, *, image_key: str):
+        self._path = path
+        self._lock = threading.Lock()
+        self._groups: dict[int, pa.Table | RecordError] = {}
+        self._ends: list[int] = []
+        self.fault: Fault | None = None
+        shard = open_shard(path)
+        if not shard.size:
+            self.fault = empty_shard(path)
+            return
+        self._bytes = _ShardFile(shard)
+        try:
+            self._file = pq.ParquetFile(
+                pa.PythonFile(self._bytes, mode="r"),
+                thrift_string_size_limit=_MAX_FOOTER_STRING,
+                thrift_container_size_limit=_MAX_FOOTER_ITEMS,
+            )
+            self._ends = _row_ends(self._file.metadata, shard.size)
+            self._image, self._holds_paths = _find_image(self._file.schema_arrow, image_key)
+        except _DAMAGE as error:
+            self._bytes.raise_failure()
+            detail = f"not a Parquet file of images, or a damaged one ({str(error).strip():.300})"
+            self._ends = []
+            self.fault = Fault(shard=path, reason="bad_shard", detail=detail, lost=False)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def offset(self, row: int) -> None:
+        """Returns None: rows are known by number."""
+
+    def read(self, row: int) -> dict[str, Any]:
+        """Returns a record's fields, those of its whole row group at hand afterwards."""
+        group = bisect.bisect_right(self._ends, row)
+        table = self._group(group)
+        index = row - (self._ends[group - 1] if group else 0)
+        try:
+            fields = {name: table.column(i)[index].as_py() for i, name in enumerate(table.column_names)}
+        except _DAMAGE as error:
+            raise RecordError("bad_record", f"row {row} cannot be read ({error})") from error
+        image = fields.pop(self._image)
+        if not self._holds_paths:
+            return fields | {"__image__": image}
+        return fields | {"__image__": read_image_at(image, self._path), "__key__": fields.get("key") or image}
+
+    def _group(self, number: int) -> pa.Table:
+        with self._lock:  # a file is read by one thread at a time
+            table = self._groups.get(number)
+            if table is None:
+                try:
+                    table = self._file.read_row_group(number, use_threads=False)
+                    table.validate()
+                except _DAMAGE as error:
+                    self._bytes.raise_failure()
+                    table = RecordError("bad_record", f"row group {number} cannot be read ({error})")
+                self._groups[number] = table
+        if isinstance(table, RecordError):
+            raise table
+        return table
+
+
+class _ShardFile(io.RawIOBase):
+    """A shard as a file that pyarrow reads."""
+
+    def __init__(self, shard: Shard):
+        self._shard = shard
+        self._position = 0
+        self._failure: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._shard.size}[whence]
+        self._position = max(start + offset, 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._shard.size - self._position, 0)
+        try:
+            data = self._shard.read_at(self._position, left if size is None or size < 0 else min(size, left))
+        except OSError as error:
+            self._failure = error
+            raise
+        self._position += len(data)
+        return data
+
+    def raise_failure(self) -> None:
+        """Raises what a read raised, if one did: a store that fails is no damage in the file."""
+        if self._failure is not None:
+            raise self._failure
+
+
+def _row_ends(metadata: pq.FileMetaData, size: int) -> list[int]:
+    """Returns the number of rows up to the end of each row group, after checking what the footer claims."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    for number, group in enumerate(groups):
+        if group.num_rows < 0 or not 0 <= group.total_byte_size <= size * _MAX_EXPANSION:
+            raise ValueError(f"row group {number} claims {group.num_rows} rows of {group.total_byte_size} bytes")
+    return list(itertools.accumulate(group.num_rows for group in groups))
+
+
+def _find_image(schema: pa.Schema, image_key: str) -> tuple[str, bool]:
+    """Returns the column of the images, and whether it holds their paths.
+
+    Named columns come first, then the only one that can hold bytes.
+    """
+    binary = [field.name for field in schema if _holds_bytes(field.type)]
+    wanted = IMAGE_KEYS if image_key == "auto" else (image_key,)
+    found = next((name for name in wanted if name in binary), None)
+    if found is None and image_key == "auto" and len(binary) == 1:
+        found = binary[0]
+    if found is not None:
+        return found, False
+    try:
+        found = find_path_column([field.name for field in schema if _holds_text(field.type)], image_key)
+    except ValueError:
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        names = " or ".join(wanted)
+        raise ValueError(f"no column {names} of images or of their paths; the columns are {columns}") from None
+    return found, True
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -1,0 +1,99 @@
+"""What the first bytes of an image file say: its type and size, before anything is allocated for it."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from clip_data.faults import RecordError
+
+__all__ = ["PictureHeader", "is_picture", "picture_header"]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers; the others are tables
+_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+
+
+class PictureHeader(NamedTuple):
+    """Type (``"jpeg"``, ``"png"``, ``"webp"`` or ``"gif"``), width and height in pixels, before any rotation."""
+
+    kind: str
+    width: int
+    height: int
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether bytes begin as an image file does that can be read."""
+    return _kind(data) is not None
+
+
+def picture_header(data: bytes) -> PictureHeader:
+    """Reads the type and size of an image file.
+
+    Args:
+        data: Its bytes.
+
+    Raises:
+        RecordError: ``bad_image`` where they are none, or end before the size is known.
+
+    >>> picture_header(b"GIF89a" + bytes([3, 0, 2, 0]))
+    PictureHeader(kind='gif', width=3, height=2)
+    """
+    kind = _kind(data)
+    if kind is None:
+        raise RecordError("bad_image", f"neither JPEG, PNG, WebP nor GIF: {data[:16]!r}")
+    try:
+        return PictureHeader(kind, *_SIZES[kind](data))
+    except (struct.error, IndexError) as error:
+        raise RecordError("bad_image", f"a {kind} file that ends inside its header: {data[:20]!r}") from error
+
+
+def _kind(data: bytes) -> str | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(_PNG):
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return "gif" if data[:6] in (b"GIF87a", b"GIF89a") else None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    position = 2
+    while True:
+        if data[position] != 0xFF:
+            raise RecordError("bad_image", f"a jpeg file without a marker at byte {position}")
+        marker = data[position + 1]
+        if marker == 0xFF or marker in _JPEG_ALONE:  # a fill byte, or a marker alone
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height
+        if marker in (0xD9, 0xDA):
+            raise RecordError("bad_image", "a jpeg file without a frame")
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        position += 2 + max(length, 2)
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    return struct.unpack_from(">II", data, 16)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8 " and len(data) >= 30:
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    if kind == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    raise RecordError("bad_image", f"a WebP file without a picture: {data[:20]!r}")
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    return struct.unpack_from("<HH", data, 6)
+
+
+_SIZES = {"jpeg": _jpeg_size, "png": _png_size, "webp": _webp_size, "gif": _gif_size}

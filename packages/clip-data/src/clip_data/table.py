@@ -1,0 +1,148 @@
+"""CSV and TSV tables of image paths and captions, whose first line names the columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from clip_data.faults import Fault, RecordError, empty_shard
+from clip_data.fields import IMAGE_KEYS
+from clip_data.sources import open_shard
+
+__all__ = ["TableReader", "find_path_column", "read_image_at"]
+
+_PATH_KEYS = (*IMAGE_KEYS, "image_path", "filepath", "filename", "path", "file")
+_BLOCK_BYTES = 16 << 20  # no line may be longer
+
+
+class TableReader:
+    """An open table, as ``records.Reader`` describes it.
+
+    Args:
+        path: Where it is.
+        delimiter: Between fields.
+        image_key: Column of image paths, relative to the table's folder, or ``"auto"``.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+
+    def __init__(self, path: str, *, delimiter: str, image_key: str):
+        self._path = path
+        self._columns: dict[str, Any] = {}
+        self.fault: Fault | None = None
+        shard = open_shard(path)
+        if not shard.size:
+            self.fault = empty_shard(path)
+            return
+        try:
+            self._columns, num_wrong = _read_columns(shard.read_at(0, shard.size), delimiter)
+            self._image = find_path_column(list(self._columns), image_key)
+        except ValueError as error:
+            self._columns = {}
+            self.fault = Fault(shard=path, reason="bad_shard", detail=f"no table: {error}", lost=False)
+            return
+        if num_wrong:
+            detail = f"{num_wrong} lines were left out, whose number of fields is not the first line's"
+            self.fault = Fault(shard=path, reason="bad_record", detail=detail, lost=False)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values()), ()))
+
+    def offset(self, row: int) -> None:
+        """Returns None: rows are known by number."""
+
+    def read(self, row: int) -> dict[str, Any]:
+        """Returns a record's fields, and its image from the file that the row names."""
+        fields = {name: _decoded(column[row].as_py()) for name, column in self._columns.items()}
+        name = fields.pop(self._image)
+        return fields | {"__image__": read_image_at(name, self._path), "__key__": fields.get("key") or name}
+
+
+def find_path_column(names: Sequence[str], image_key: str) -> str:
+    """Returns the column that holds the paths of images.
+
+    Args:
+        names: Of all columns.
+        image_key: As in ``SourceConfig``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    wanted = _PATH_KEYS if image_key == "auto" else (image_key,)
+    found = next((name for name in wanted if name in names), None)
+    if found is None:
+        raise ValueError(f"no column {' or '.join(wanted)} of image paths; the columns are {', '.join(names)}")
+    return found
+
+
+def read_image_at(name: Any, table: str) -> bytes:
+    """Reads the image file that a table names.
+
+    Args:
+        name: Its path or URL, relative to the table's folder.
+        table: Path of the table.
+
+    Raises:
+        RecordError: ``null_image`` where no file is named, ``missing_image`` where there is none.
+    """
+    if name is None or name == "":
+        raise RecordError("null_image", "no path")
+    if not isinstance(name, str):
+        raise RecordError("missing_image", f"{name!r:.100} is no path")
+    path = name if "://" in name else os.path.join(os.path.dirname(table), name)
+    try:
+        if "://" not in path and not os.path.isfile(path):
+            raise RecordError("missing_image", f"{path:.300} is no file")
+        shard = open_shard(path)
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError("missing_image", f"{path:.300} cannot be read ({error})") from error
+    return shard.read_at(0, shard.size)
+
+
+def _read_columns(data: bytes, delimiter: str) -> tuple[dict[str, Any], int]:
+    """Returns the columns as bytes, undecoded, and how many lines do not fit."""
+    from pyarrow import ArrowInvalid, BufferReader, binary
+    from pyarrow import csv as arrow_csv
+
+    first_line = data.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8")
+    try:
+        names = next(csv.reader(io.StringIO(first_line), delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        raise ValueError(f"{error} in {first_line!r:.100}") from error
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"the first line must name each column, once; it is {first_line!r:.100}")
+    num_wrong = 0
+
+    def leave_out(_: object) -> str:
+        nonlocal num_wrong
+        num_wrong += 1
+        return "skip"
+
+    try:
+        table = arrow_csv.read_csv(
+            BufferReader(data),
+            read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out
+            ),
+            convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, binary())),
+        )
+    except ArrowInvalid as error:
+        raise ValueError(str(error)) from error
+    return dict(zip(table.column_names, table.columns, strict=True)), num_wrong
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    """Decodes a field; bytes that are not UTF-8 stay as they are."""
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
