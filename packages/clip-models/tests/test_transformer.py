@@ -23,8 +23,8 @@ def loop_blocks(blocks, x, *, mask, causal):
 @pytest.fixture(scope="module")
 def stack():
     """(graphdef, weights) of four blocks."""
-    graphdef = nnx.split(nnx.eval_shape(lambda: stack_blocks(CONFIG, rngs=nnx.Rngs(0))))[0]
-    return graphdef, jax.jit(lambda: nnx.state(stack_blocks(CONFIG, rngs=nnx.Rngs(0))))()
+    graphdef = nnx.split(nnx.eval_shape(lambda: stack_blocks(CONFIG, ComputeConfig(), rngs=nnx.Rngs(0))))[0]
+    return graphdef, jax.jit(lambda: nnx.state(stack_blocks(CONFIG, ComputeConfig(), rngs=nnx.Rngs(0))))()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,9 @@ def test_scan_is_the_loop(stack, compute, causal):
 
     def scanned(weights, x):
         blocks = nnx.merge(graphdef, weights)
-        return jnp.sin(scan_blocks(blocks, x, compute=ComputeConfig(**compute), mask=mask, causal=causal)).sum()
+        return jnp.sin(
+            scan_blocks(blocks, x, config=CONFIG, compute=ComputeConfig(**compute), mask=mask, causal=causal)
+        ).sum()
 
     def looped(weights, x):
         return jnp.sin(loop_blocks(nnx.merge(graphdef, weights), x, mask=mask, causal=causal)).sum()
@@ -59,8 +61,8 @@ def test_scan_is_the_loop(stack, compute, causal):
 def test_a_deeper_stack_compiles_to_no_larger_program():
     def program(num_layers):
         config = replace(CONFIG, num_layers=num_layers)
-        graphdef, weights = nnx.split(nnx.eval_shape(lambda: stack_blocks(config, rngs=nnx.Rngs(0))))
-        run = jax.jit(lambda w, x: scan_blocks(nnx.merge(graphdef, w), x, compute=ComputeConfig()))
+        graphdef, weights = nnx.split(nnx.eval_shape(lambda: stack_blocks(config, ComputeConfig(), rngs=nnx.Rngs(0))))
+        run = jax.jit(lambda w, x: scan_blocks(nnx.merge(graphdef, w), x, config=config, compute=ComputeConfig()))
         return len(run.lower(weights, jnp.ones((1, 5, 16))).as_text().splitlines())
 
     assert program(12) == program(2)
@@ -72,7 +74,7 @@ def test_remat_keeps_less(stack):
 
     def temporary_bytes(remat):
         compute = ComputeConfig(remat=remat)
-        loss = lambda w, x: scan_blocks(nnx.merge(graphdef, w), x, compute=compute).sum()  # noqa: E731
+        loss = lambda w, x: scan_blocks(nnx.merge(graphdef, w), x, config=CONFIG, compute=compute).sum()  # noqa: E731
         return jax.jit(jax.grad(loss)).lower(weights, x).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes("full") < temporary_bytes("minimal") < temporary_bytes("none")

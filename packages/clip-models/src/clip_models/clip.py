@@ -34,7 +34,8 @@ class ClipOutput:
         logits_per_text: float32 [n, b], its transpose.
         logit_scale: float32 (), the multiplier: the exponential of the parameter. None with one tower alone.
         logit_bias: float32 (); None where the model has none.
-        image_hidden: [b, p, d], last hidden vectors of the image tower, in the compute dtype.
+        image_hidden: [b, n, d], last hidden vectors of the image tower, in the compute dtype: class token, registers if
+            they are kept, patches.
         text_hidden: [n, t, d], last hidden vectors of the text tower, in the compute dtype.
     """
 
@@ -52,7 +53,7 @@ class Features(NamedTuple):
     """What a tower computes before the projection.
 
     Args:
-        pooled: float32 [b, d].
+        pooled: float32 [b, d]; [b, k·d] with k probes.
         hidden: [b, p, d] or [b, t, d], in the compute dtype.
     """
 
@@ -97,6 +98,8 @@ def apply(
     pixel_values: jax.Array | None = None,
     input_ids: jax.Array | None = None,
     attention_mask: jax.Array | None = None,
+    pixel_attention_mask: jax.Array | None = None,
+    spatial_shapes: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> ClipOutput:
     """Runs the towers whose inputs are given and, with both, compares every image with every text.
@@ -104,10 +107,13 @@ def apply(
     Args:
         config: of the model.
         params: from :func:`init` or :func:`clip_models.load_pretrained`.
-        pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says.
+        pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says; or, where the image tower is
+            ``flexible``, sequences of patches [b, p, patch_size² · 3], row by row.
         input_ids: int [n, t].
         attention_mask: [n, t], 0 at tokens that no token may attend to. None: all may be.
-        key: PRNG key for layers that draw random numbers in training; no option of this version does.
+        pixel_attention_mask: of sequences of patches: [b, p], 0 at padding. None: ``spatial_shapes`` tells.
+        spatial_shapes: of sequences of patches: int [b, 2], rows and columns of each image.
+        key: PRNG key of what training drops at random. None: nothing is dropped.
 
     Returns:
         The embeddings, logits and hidden vectors.
@@ -118,13 +124,16 @@ def apply(
     if pixel_values is None and input_ids is None:
         raise ValueError("apply needs pixel_values, input_ids or both; got neither.")
     image_embeds = text_embeds = image_hidden = text_hidden = logits = None
+    image_key, text_key = (None, None) if key is None else jax.random.split(key)
     if pixel_values is not None:
         tower = bind_vision_tower(config, params)
-        pooled, image_hidden = tower(pixel_values)
+        pooled, image_hidden = tower(
+            pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=image_key
+        )
         image_embeds = _normalize(tower.project(pooled))
     if input_ids is not None:
         tower = bind_text_tower(config, params)
-        pooled, text_hidden = tower(input_ids, attention_mask)
+        pooled, text_hidden = tower(input_ids, attention_mask, key=text_key)
         text_embeds = _normalize(tower.project(pooled))
     logit_scale = jnp.exp(params["logit_scale"]) if config.has_logits else None
     logit_bias = params["logit_bias"] if config.has_logits and config.logit_bias_init is not None else None
@@ -144,21 +153,30 @@ def apply(
 
 
 def encode_image(
-    config: ClipConfig, params: Mapping[str, Any], pixel_values: jax.Array, *, key: jax.Array | None = None
+    config: ClipConfig,
+    params: Mapping[str, Any],
+    pixel_values: jax.Array,
+    *,
+    pixel_attention_mask: jax.Array | None = None,
+    spatial_shapes: jax.Array | None = None,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """Embeds images; needs ``params["vision"]`` alone.
 
     Args:
         config: of the model.
         params: with at least the image tower.
-        pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says.
+        pixel_values: as in :func:`apply`.
+        pixel_attention_mask: as in :func:`apply`.
+        spatial_shapes: as in :func:`apply`.
         key: as in :func:`apply`.
 
     Returns:
         float32 [b, e], unit norm.
     """
     tower = bind_vision_tower(config, params)
-    return _normalize(tower.project(tower(pixel_values)[0]))
+    pooled, _ = tower(pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key)
+    return _normalize(tower.project(pooled))
 
 
 def encode_text(
@@ -182,24 +200,35 @@ def encode_text(
         float32 [b, e], unit norm.
     """
     tower = bind_text_tower(config, params)
-    return _normalize(tower.project(tower(input_ids, attention_mask)[0]))
+    return _normalize(tower.project(tower(input_ids, attention_mask, key=key)[0]))
 
 
 def image_features(
-    config: ClipConfig, params: Mapping[str, Any], pixel_values: jax.Array, *, key: jax.Array | None = None
+    config: ClipConfig,
+    params: Mapping[str, Any],
+    pixel_values: jax.Array,
+    *,
+    pixel_attention_mask: jax.Array | None = None,
+    spatial_shapes: jax.Array | None = None,
+    key: jax.Array | None = None,
 ) -> Features:
     """Runs the image tower up to its pooled vector, for a head of your own; needs ``params["vision"]`` alone.
 
     Args:
         config: of the model.
         params: with at least the image tower.
-        pixel_values: float [b, h, w, 3], normalised as ``config.preprocess`` says.
+        pixel_values: as in :func:`apply`.
+        pixel_attention_mask: as in :func:`apply`.
+        spatial_shapes: as in :func:`apply`.
         key: as in :func:`apply`.
 
     Returns:
         Pooled and hidden vectors, before the projection, not normalised to unit length.
     """
-    return Features(*bind_vision_tower(config, params)(pixel_values))
+    tower = bind_vision_tower(config, params)
+    return Features(
+        *tower(pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key)
+    )
 
 
 def text_features(
@@ -222,7 +251,7 @@ def text_features(
     Returns:
         Pooled and hidden vectors, before the projection, not normalised to unit length.
     """
-    return Features(*bind_text_tower(config, params)(input_ids, attention_mask))
+    return Features(*bind_text_tower(config, params)(input_ids, attention_mask, key=key))
 
 
 def num_params(config: ClipConfig) -> int:

@@ -50,12 +50,14 @@ class VisionConfig(TransformerConfig):
             grid that positions are learnt on.
         patch_size: side of a patch, pixels. What is left of ``image_size`` after whole patches, at the right and the
             bottom, is not seen (so400m at 384 pixels has 27 patches of 14 a side).
-        flexible: whether images of other sizes, and sequences of patches of any height and width, are accepted, with
-            positions resampled to them. Without it another size is an error, as it usually is a mistake.
+        flexible: whether images of other sizes, and sequences of patches of any height and width, are accepted: the
+            grid of positions is stretched over them, learnt ones by antialiased bilinear interpolation, as in SigLIP 2.
+            Without it another size is an error, as it usually is a mistake.
         positions: ``learnt`` one by one; ``factorized`` as the sum of a learnt vector per row and one per column;
-            ``sincos2d`` fixed sines and cosines; ``rotary`` turns queries and keys by row and by column.
+            ``sincos2d`` fixed sines and cosines; ``rotary`` turns half of each head's channels by row and half by
+            column. Only learnt positions have one for the class token; registers have none.
         pool: how the hidden vectors become one: ``map`` attends to them with learnt probes (SigLIP), ``gap`` averages
-            them, ``cls`` takes a class token put before the patches (CLIP).
+            all but the class token, ``cls`` takes a class token put before the patches (CLIP).
         class_token: whether there is a class token. None: where ``pool`` is ``cls``.
         num_queries: probes of ``map``; the pooled vectors of several are concatenated.
         num_registers: learnt tokens put between the class token and the patches, for the blocks to write in.
@@ -65,7 +67,7 @@ class VisionConfig(TransformerConfig):
         patch_bias: whether the patch projection has a bias.
         embed_norm: whether a norm follows the embeddings (CLIP's ``pre_layrnorm``).
         projection_bias: whether the projection to the shared embedding has a bias.
-        patch_dropout: share of the patches that training leaves out, at random.
+        patch_dropout: share of the patches that training leaves out, drawn anew for each image.
 
     References:
         Darcet et al., Vision Transformers Need Registers, 2023. Li et al., FLIP (patch dropout), 2022.
@@ -114,8 +116,8 @@ class VisionConfig(TransformerConfig):
             raise ValueError("keep_registers keeps registers, but num_registers is 0: give their number.")
         if self.positions == "rotary":
             self._check_rotary("rotary2d")
-        if self.positions == "sincos2d" and self.width % 4:
-            raise ValueError(f"sincos2d positions need a width that is a multiple of 4; got {self.width}.")
+        if self.positions == "sincos2d" and (self.width % 4 or self.width < 8):
+            raise ValueError(f"sincos2d positions need a width that is a multiple of 4, from 8 up; got {self.width}.")
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -304,7 +306,29 @@ class ClipConfig:
             raise ValueError("a decoder captions what the vision tower sees; got vision=None.")
         if self.projection_dim is not None:
             check_positive(self, "projection_dim")
+        elif self.vision is not None and self.vision.projection_bias:
+            raise ValueError("vision.projection_bias is of the projection, and there is none: give projection_dim.")
+        self._check_attention()
         object.__setattr__(self, "preprocess", self._complete_preprocess())
+
+    def _check_attention(self) -> None:
+        attention = self.compute.attention
+        if attention == "cudnn" and self.compute.dtype != "bfloat16":
+            raise ValueError(f"attention='cudnn' computes in bfloat16; got dtype={self.compute.dtype!r}.")
+        for name in ("vision", "text", "decoder"):
+            tower: TransformerConfig | None = getattr(self, name)
+            if tower is None or attention in ("auto", "xla"):
+                continue
+            if tower.attention_dropout:
+                raise ValueError(
+                    f"attention={attention!r} drops no attention weights: use 'auto' or 'xla', or {name} without "
+                    f"attention_dropout; got {tower.attention_dropout}."
+                )
+            if attention == "cudnn" and (tower.head_dim % 8 or tower.head_dim > 128):
+                raise ValueError(
+                    "attention='cudnn' needs width / num_heads to be a multiple of 8, at most 128; "
+                    f"{name} has {tower.width} / {tower.num_heads} = {tower.head_dim}."
+                )
 
     def _complete_preprocess(self) -> PreprocessConfig:
         """Fills in what follows from the towers, and refuses what contradicts them."""

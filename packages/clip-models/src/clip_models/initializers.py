@@ -17,6 +17,7 @@ class TowerInitializers:
     patch: Initializer
     token: Initializer
     class_token: Initializer
+    register: Initializer
     image_position: Initializer
     text_position: Initializer
     attention_in: Initializer
@@ -32,11 +33,11 @@ def tower_initializers(config: TransformerConfig) -> TowerInitializers:
     """Returns the initializers that ``config.initialization`` names.
 
     ``siglip`` is big_vision's: Xavier-uniform matrices in the blocks and the MAP head, LeCun-normal patch and text
-    projections, normal embeddings and positions of standard deviation d^-1/2, MLP biases of 1e-6.
+    projections, normal embeddings, registers and positions of standard deviation d^-1/2, MLP biases of 1e-6.
 
     ``clip`` is OpenAI's, with the scheme of its text tower in the blocks of both: queries, keys and values d^-1/2, the
     outputs of attention and MLP d^-1/2 (2 layers)^-1/2, fc1 (2d)^-1/2, tokens 0.02, text positions 0.01, image
-    positions, class token and projections d^-1/2.
+    positions, class token, registers and projections d^-1/2.
 
     Args:
         config: of the tower.
@@ -55,6 +56,7 @@ def tower_initializers(config: TransformerConfig) -> TowerInitializers:
             patch=initializers.lecun_normal(),
             token=initializers.normal(width_std),
             class_token=initializers.zeros,
+            register=initializers.normal(width_std),
             image_position=initializers.normal(width_std),
             text_position=initializers.normal(width_std),
             attention_in=xavier,
@@ -70,6 +72,7 @@ def tower_initializers(config: TransformerConfig) -> TowerInitializers:
         patch=initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
         token=initializers.normal(0.02),
         class_token=initializers.normal(width_std),
+        register=initializers.normal(width_std),
         image_position=initializers.normal(width_std),
         text_position=initializers.normal(0.01),
         attention_in=initializers.normal(width_std),

@@ -1,4 +1,4 @@
-"""A matrix product with an optional bias."""
+"""Matrix products with optional biases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, zeros
+
+from clip_models.config import TextConfig, VisionConfig
+from clip_models.initializers import tower_initializers
 
 
 class Linear(nnx.Module):
@@ -41,3 +44,26 @@ class Linear(nnx.Module):
         """Maps [..., in_features] to [..., out_features]."""
         y = x @ self.kernel[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def tower_projection(config: VisionConfig | TextConfig, size: int | None, *, rngs: nnx.Rngs) -> Linear | None:
+    """Makes a tower's projection to the shared embedding.
+
+    Args:
+        config: of the tower.
+        size: of the shared embedding. None: there is no projection.
+        rngs: source of keys.
+
+    Returns:
+        The projection, of pooled vectors.
+    """
+    if size is None:
+        return None
+    return Linear(
+        config.pooled_dim,
+        size,
+        axes=("embed" if config.pooled_dim == config.width else "pooled", "projection"),
+        kernel_init=tower_initializers(config).projection,
+        use_bias=config.projection_bias,
+        rngs=rngs,
+    )

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from clip_models.config import TransformerConfig
+from clip_models.config import Activation, TransformerConfig
 from clip_models.initializers import tower_initializers
 from clip_models.linear import Linear
+from clip_models.norm import tower_norm
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -18,17 +20,22 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jax.numpy.tanh,
+    "linear": lambda x: x,
 }
 
 
 class Mlp(nnx.Module):
-    """fc2(activation(fc1(x))).
+    """fc2(activation(fc1(x))); or, with several activations, fc2(a1(fc1(x)) · a2(fc1_2(x)) · …).
+
+    NormFormer's normalises what fc2 takes.
 
     Args:
         config: of the tower.
@@ -37,24 +44,42 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         init = tower_initializers(config)
-        self.fc1 = Linear(
-            config.width,
-            config.mlp_dim,
-            axes=("embed", "mlp"),
-            kernel_init=init.fc1,
-            bias_init=init.mlp_bias,
-            rngs=rngs,
-        )
+        self.activations = config.activations
+        for i in range(len(self.activations)):
+            fc1 = Linear(
+                config.width,
+                config.mlp_dim,
+                axes=("embed", "mlp"),
+                kernel_init=init.fc1,
+                bias_init=init.mlp_bias,
+                use_bias=config.use_bias,
+                rngs=rngs,
+            )
+            setattr(self, fc1_name(i), fc1)
+        normformer = config.block == "normformer"
+        self.norm = tower_norm(config, size=config.mlp_dim, axes=("mlp",)) if normformer else None
         self.fc2 = Linear(
             config.mlp_dim,
             config.width,
             axes=("mlp", "embed"),
             kernel_init=init.fc2,
             bias_init=init.mlp_bias,
+            use_bias=config.use_bias,
             rngs=rngs,
         )
-        self.activation = config.activations[0]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., d] to [..., d]."""
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        factors = [
+            ACTIVATIONS[activation](checkpoint_name(getattr(self, fc1_name(i))(x), "fc1"))
+            for i, activation in enumerate(self.activations)
+        ]
+        hidden = functools.reduce(jax.lax.mul, factors)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return checkpoint_name(self.fc2(hidden), "fc2")
+
+
+def fc1_name(index: int) -> str:
+    """Names the first projections: ``fc1``, ``fc1_2``, ``fc1_3``, …, one for each activation."""
+    return "fc1" if index == 0 else f"fc1_{index + 1}"

@@ -7,36 +7,63 @@ import jax.numpy as jnp
 from flax import nnx
 
 from clip_models.attention import Attention
-from clip_models.config import TextConfig, TransformerConfig
+from clip_models.config import ComputeConfig, TextConfig, VisionConfig
 from clip_models.initializers import tower_initializers
 from clip_models.mlp import Mlp
-from clip_models.norm import LayerNorm
+from clip_models.norm import tower_norm
 
 
 class MapHead(nnx.Module):
-    """Multi-head attention pooling: a learnt probe attends to the sequence, then y + mlp(norm(y)).
+    """Multi-head attention pooling: learnt probes attend to the sequence, then y + mlp(norm(y)).
 
     Args:
         config: of the tower.
+        compute: how it runs.
         rngs: source of keys.
 
     References:
         Lee et al., Set Transformer, 2019; Zhai et al., Scaling Vision Transformers, 2022.
     """
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig | TextConfig, compute: ComputeConfig, *, rngs: nnx.Rngs):
         probe_init = tower_initializers(config).probe
-        self.probe = nnx.Param(probe_init(rngs.params(), (1, config.width), jnp.float32), axes=("queries", "embed"))
-        self.attention = Attention(config, rngs=rngs)
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.probe = nnx.Param(
+            probe_init(rngs.params(), (config.num_queries, config.width), jnp.float32), axes=("queries", "embed")
+        )
+        self.attention = Attention(config, compute, rngs=rngs)
+        self.norm = tower_norm(config)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Maps [b, t, d] to [b, d]."""
+    def __call__(self, hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Pools.
+
+        Args:
+            hidden: [b, t, d].
+            mask: bool [b, t], False at what no probe may see. None: all may be seen.
+
+        Returns:
+            [b, k, d], one vector for each probe.
+        """
         probe = self.probe[...].astype(hidden.dtype)
         queries = jnp.broadcast_to(probe, (hidden.shape[0], *probe.shape))
-        y = self.attention(queries, hidden)
-        return (y + self.mlp(self.norm(y)))[:, 0]
+        y = self.attention(queries, hidden, mask=None if mask is None else mask[:, None, None, :])
+        return y + self.mlp(self.norm(y))
+
+
+def pool_mean(hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Averages, in float32.
+
+    Args:
+        hidden: [b, t, d].
+        mask: bool [b, t], False at what does not count. None: all count.
+
+    Returns:
+        float32 [b, d]; zero where nothing counts.
+    """
+    x = hidden.astype(jnp.float32)
+    if mask is None:
+        return x.mean(1)
+    return jnp.where(mask[..., None], x, 0).sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
 
 
 def pool_text(config: TextConfig, hidden: jax.Array, input_ids: jax.Array) -> jax.Array:
@@ -45,7 +72,7 @@ def pool_text(config: TextConfig, hidden: jax.Array, input_ids: jax.Array) -> ja
     Where ``first_eos`` finds no end token in a row, it takes the first position, as transformers does.
 
     Args:
-        config: of the text tower.
+        config: of the text tower; its ``pool`` is ``last``, ``argmax`` or ``first_eos``.
         hidden: [b, t, d].
         input_ids: int [b, t].
 

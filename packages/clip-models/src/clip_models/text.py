@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from clip_models.config import ComputeConfig, TextConfig
+from clip_models.dropout import dropout
 from clip_models.initializers import tower_initializers
-from clip_models.linear import Linear
-from clip_models.norm import LayerNorm
-from clip_models.pooling import pool_text
+from clip_models.linear import tower_projection
+from clip_models.norm import tower_norm
+from clip_models.pooling import MapHead, pool_mean, pool_text
+from clip_models.positions import rotation
 from clip_models.transformer import scan_blocks, stack_blocks
 
 
@@ -29,54 +31,80 @@ class TextTower(nnx.Module):
         self.token_embedding = nnx.Param(
             init.token(rngs.params(), (config.vocab_size, config.width), jnp.float32), axes=("vocab", "embed")
         )
-        self.position_embedding = nnx.Param(
-            init.text_position(rngs.params(), (config.max_length, config.width), jnp.float32),
-            axes=("positions", "embed"),
-        )
-        self.blocks = stack_blocks(config, rngs=rngs)
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = (
-            Linear(
-                config.width,
-                projection_dim,
-                axes=("embed", "projection"),
-                kernel_init=init.projection,
-                use_bias=config.projection_bias,
-                rngs=rngs,
+        self.position_embedding = (
+            nnx.Param(
+                init.text_position(rngs.params(), (config.max_length, config.width), jnp.float32),
+                axes=("positions", "embed"),
             )
-            if projection_dim is not None
+            if config.positions == "learnt"
             else None
         )
+        self.blocks = stack_blocks(config, compute, rngs=rngs)
+        self.norm = tower_norm(config)
+        self.map_head = MapHead(config, compute, rngs=rngs) if config.pool == "map" else None
+        self.projection = tower_projection(config, projection_dim, rngs=rngs)
         self.config = config
         self.compute = compute
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Runs the tower up to the pooled vector.
 
         Args:
             input_ids: int [b, t], t at most ``max_length``. An id beyond the vocabulary gives NaN.
             attention_mask: [b, t], 0 at tokens that no token may attend to. None: all may be.
+            key: PRNG key of what training drops. None: nothing is dropped.
 
         Returns:
-            (pooled float32 [b, d], normalised hidden [b, t, d] in the compute dtype).
+            (pooled float32 [b, k·d], normalised hidden [b, t, d] in the compute dtype).
         """
-        if input_ids.ndim != 2 or input_ids.shape[1] > self.config.max_length:
-            raise ValueError(
-                f"input_ids must be [batch, tokens], with at most max_length = {self.config.max_length} tokens; "
-                f"got {list(input_ids.shape)}."
-            )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids, {list(input_ids.shape)}; "
-                f"got {list(attention_mask.shape)}."
-            )
+        config = self.config
+        check_texts(config.max_length, input_ids, attention_mask)
+        embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         # fill, not clamp: a wrong id must not pass for the last word of the vocabulary
         x = jnp.take(self.token_embedding[...], input_ids, axis=0, mode="fill")
-        x = (x + self.position_embedding[: input_ids.shape[1]]).astype(self.compute.dtype)
-        mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
-        hidden = self.norm(scan_blocks(self.blocks, x, compute=self.compute, mask=mask, causal=self.config.causal))
-        return pool_text(self.config, hidden, input_ids).astype(jnp.float32), hidden
+        turned = None
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[: input_ids.shape[1]]
+        else:
+            turned = rotation(jnp.arange(input_ids.shape[1])[None], config.head_dim, config.rotary_base)
+        x = dropout(x.astype(self.compute.dtype), config.dropout, embed_key)
+        mask = None if attention_mask is None else attention_mask.astype(bool)
+        hidden = scan_blocks(
+            self.blocks,
+            x,
+            config=config,
+            compute=self.compute,
+            key=blocks_key,
+            mask=None if mask is None else mask[:, None, None, :],
+            causal=config.causal,
+            rotation=turned,
+        )
+        hidden = self.norm(hidden)
+        return self._pool(hidden, input_ids, mask).astype(jnp.float32), hidden
 
     def project(self, pooled: jax.Array) -> jax.Array:
-        """Maps the pooled vector, float32 [b, d], to the shared embedding, [b, e], not normalised."""
+        """Maps the pooled vector, float32 [b, k·d], to the shared embedding, [b, e], not normalised."""
         return pooled if self.projection is None else self.projection(pooled)
+
+    def _pool(self, hidden: jax.Array, input_ids: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if self.map_head is not None:
+            return self.map_head(hidden, mask).reshape(hidden.shape[0], -1)
+        if self.config.pool == "gap":
+            return pool_mean(hidden, mask)
+        return pool_text(self.config, hidden, input_ids)
+
+
+def check_texts(max_length: int, input_ids: jax.Array, attention_mask: jax.Array | None) -> None:
+    """Refuses tokens and masks of wrong shapes."""
+    if input_ids.ndim != 2 or input_ids.shape[1] > max_length:
+        raise ValueError(
+            f"input_ids must be [batch, tokens], with at most max_length = {max_length} tokens; "
+            f"got {list(input_ids.shape)}."
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {list(input_ids.shape)}; "
+            f"got {list(attention_mask.shape)}."
+        )

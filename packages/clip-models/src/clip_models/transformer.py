@@ -2,48 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from clip_models.attention import Attention
 from clip_models.config import ComputeConfig, TransformerConfig
+from clip_models.dropout import drop_path, dropout
 from clip_models.mlp import Mlp
-from clip_models.norm import LayerNorm
+from clip_models.norm import tower_norm
+from clip_models.positions import Rotation
+from clip_models.remat import rematerialize
 
 
 class Block(nnx.Module):
     """A pre-norm block: x + attention(norm1(x)), then x + mlp(norm2(x)).
 
+    NormFormer's has another norm after attention, and one inside the MLP. What each half adds may be scaled per
+    channel (layer scale) and, in training, dropped: by element, or whole for a sample (stochastic depth).
+
     Args:
         config: of the tower.
+        compute: how it runs.
         rngs: source of keys.
     """
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config, rngs=rngs)
-        self.norm2 = LayerNorm(config.width, eps=config.norm_eps)
+    def __init__(self, config: TransformerConfig, compute: ComputeConfig, *, rngs: nnx.Rngs):
+        self.norm1 = tower_norm(config)
+        self.attention = Attention(config, compute, rngs=rngs)
+        self.attention_norm = tower_norm(config, scaled=True) if config.block == "normformer" else None
+        self.norm2 = tower_norm(config)
         self.mlp = Mlp(config, rngs=rngs)
+        self.layer_scale1, self.layer_scale2 = layer_scale(config), layer_scale(config)
+        self.dropout = config.dropout
+        self.drop_path = config.drop_path > 0
 
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None, causal: bool = False) -> jax.Array:
-        """Maps [b, t, d] to [b, t, d]; mask and causal as in :class:`Attention`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        causal: bool = False,
+        rotation: Rotation | None = None,
+        key: jax.Array | None = None,
+        depth_rate: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps [b, t, d] to [b, t, d].
+
+        Args:
+            x: [b, t, d].
+            mask: as in :class:`Attention`.
+            causal: as in :class:`Attention`.
+            rotation: as in :class:`Attention`.
+            key: PRNG key. None: nothing is dropped.
+            depth_rate: float (), probability that a sample skips a half of this block.
+        """
+        weights_key, first_key, second_key = (None, None, None) if key is None else jax.random.split(key, 3)
         y = self.norm1(x)
-        x = x + self.attention(y, y, mask=mask, causal=causal)
-        return x + self.mlp(self.norm2(x))
+        y = self.attention(y, y, mask=mask, causal=causal, rotation=rotation, key=weights_key)
+        if self.attention_norm is not None:
+            y = self.attention_norm(y)
+        x = x + self._branch(y, self.layer_scale1, first_key, depth_rate)
+        return x + self._branch(self.mlp(self.norm2(x)), self.layer_scale2, second_key, depth_rate)
+
+    def _branch(
+        self, y: jax.Array, scale: nnx.Param | None, key: jax.Array | None, depth_rate: jax.Array | None
+    ) -> jax.Array:
+        if scale is not None:
+            y = y * scale[...].astype(y.dtype)
+        if key is None:
+            return y
+        element_key, path_key = jax.random.split(key)
+        y = dropout(y, self.dropout, element_key)
+        return drop_path(y, depth_rate, path_key) if self.drop_path and depth_rate is not None else y
 
 
-def stack_blocks(config: TransformerConfig, *, rngs: nnx.Rngs) -> Block:
+def layer_scale(config: TransformerConfig) -> nnx.Param | None:
+    """Makes the factors per channel on what half of a block adds; None where the config has none."""
+    if config.layer_scale is None:
+        return None
+    return nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32), axes=("norm",))
+
+
+def stack_blocks(
+    config: TransformerConfig,
+    compute: ComputeConfig,
+    *,
+    rngs: nnx.Rngs,
+    block: Callable[..., nnx.Module] = Block,
+) -> Any:
     """Makes ``config.num_layers`` blocks as one, each of whose weights has a leading ``layers`` dim.
 
     Args:
         config: of the tower.
+        compute: how it runs.
         rngs: source of keys.
+        block: the class, made as :class:`Block` is.
 
     Returns:
         The blocks, for :func:`scan_blocks`.
     """
     keys = jax.random.split(rngs.params(), config.num_layers)
-    blocks = nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
+    blocks = nnx.vmap(lambda key: block(config, compute, rngs=nnx.Rngs(key)))(keys)
     for _, variable in nnx.iter_graph(blocks):
         if isinstance(variable, nnx.Param):
             variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
@@ -51,32 +114,37 @@ def stack_blocks(config: TransformerConfig, *, rngs: nnx.Rngs) -> Block:
 
 
 def scan_blocks(
-    blocks: Block,
+    blocks: nnx.Module,
     x: jax.Array,
     *,
+    config: TransformerConfig,
     compute: ComputeConfig,
-    mask: jax.Array | None = None,
-    causal: bool = False,
+    key: jax.Array | None = None,
+    **inputs: Any,
 ) -> jax.Array:
     """Runs stacked blocks one after the other, as one scan: a block is traced and compiled once.
 
     Args:
         blocks: from :func:`stack_blocks`.
         x: [b, t, d].
+        config: of the tower.
         compute: remat and unroll.
-        mask: as in :class:`Attention`.
-        causal: as in :class:`Attention`.
+        key: PRNG key of what training drops. None: nothing is dropped.
+        **inputs: what else every block takes, the same for all: mask, causal, rotation.
 
     Returns:
         [b, t, d].
     """
     graphdef, layers = nnx.split(blocks)
+    per_layer: dict[str, jax.Array] = {}
+    if key is not None and max(config.dropout, config.attention_dropout, config.drop_path) > 0:
+        per_layer["key"] = jax.random.split(key, config.num_layers)
+        if config.drop_path:
+            per_layer["depth_rate"] = jnp.linspace(config.drop_path, 0, config.num_layers)[::-1]
 
-    def step(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(graphdef, layer)(x, mask=mask, causal=causal), None
+    def step(x: jax.Array, layer: tuple[nnx.State, dict[str, jax.Array]]) -> tuple[jax.Array, None]:
+        weights, drawn = layer
+        return nnx.merge(graphdef, weights)(x, **drawn, **inputs), None
 
-    if compute.remat != "none":
-        policies = {"full": None, "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-        # A scan's body is compiled apart: common subexpressions cannot undo the remat, so the barrier would only cost.
-        step = jax.checkpoint(step, policy=policies[compute.remat], prevent_cse=False)
-    return jax.lax.scan(step, x, layers, unroll=compute.unroll)[0]
+    step = rematerialize(step, compute.remat)
+    return jax.lax.scan(step, x, (layers, per_layer), unroll=compute.unroll)[0]

@@ -15,7 +15,8 @@ Initialization = Literal["siglip", "clip"]
 class TransformerConfig:
     """A stack of transformer blocks.
 
-    A zero stands for "derived from the other fields" and is filled in at construction.
+    A zero stands for "derived from the other fields" and is filled in at construction. What is dropped at random is so
+    in training alone: where a key is given.
 
     Args:
         width: size of the hidden vectors.
@@ -28,16 +29,18 @@ class TransformerConfig:
         norm: ``layernorm``, or ``rmsnorm`` without the mean.
         norm_eps: added to the variance (the mean square) in every norm.
         norm_scale: whether norms have a scale. NormFormer's norm after attention always has one.
-        norm_bias: whether norms have a bias.
-        block: ``pre_norm``, or ``normformer``, with another norm after attention and one inside the MLP.
+        norm_bias: whether norms have a bias. None: LayerNorm has, RMSNorm has not.
+        block: ``pre_norm``, or ``normformer``, with another norm after attention and one inside the MLP, before its
+            last projection.
         use_bias: whether the projections of attention and MLP have biases.
-        qk_norm: whether each head's queries and keys are RMS-normalised, with a learnt scale.
+        qk_norm: whether each head's queries and keys are RMS-normalised, with a learnt scale, before rotary positions
+            turn them.
         layer_scale: first value of a learnt factor per channel on what each half of a block adds. None: there is none.
         dropout: probability that an element is dropped of the embeddings, and of what each half of a block adds.
         attention_dropout: probability that an attention weight is dropped.
-        drop_path: probability that a sample skips half of the last block; it grows linearly from 0 at the first
-            (stochastic depth).
-        rotary_base: of the wavelengths of rotary positions.
+        drop_path: probability that a sample skips a half of the last block (stochastic depth); it grows linearly from
+            0 at the first.
+        rotary_base: rotary positions turn a head's pair of channels i of n by position · rotary_base^(-i / n).
         initialization: how random weights are drawn: ``siglip`` as in big_vision, ``clip`` as in OpenAI's code.
 
     References:
@@ -54,7 +57,7 @@ class TransformerConfig:
     norm: Norm = "layernorm"
     norm_eps: float = 1e-6
     norm_scale: bool = True
-    norm_bias: bool = True
+    norm_bias: bool | None = None
     block: BlockStyle = "pre_norm"
     use_bias: bool = True
     qk_norm: bool = False
@@ -85,6 +88,10 @@ class TransformerConfig:
         check_one_of(self, "norm", Norm)
         check_one_of(self, "block", BlockStyle)
         check_one_of(self, "initialization", Initialization)
+        if self.norm_bias is None:
+            object.__setattr__(self, "norm_bias", self.norm == "layernorm")
+        if self.layer_scale is not None and not self.layer_scale > 0:
+            raise ValueError(f"layer_scale must be positive, or None for no layer scale; got {self.layer_scale}.")
         if not self.norm_eps > 0:
             raise ValueError(f"norm_eps must be positive; got {self.norm_eps}.")
         if not self.rotary_base > 1:
@@ -100,11 +107,6 @@ class TransformerConfig:
     def activations(self) -> tuple[Activation, ...]:
         """The MLPs' activations, one or several."""
         return self.activation if isinstance(self.activation, tuple) else (self.activation,)
-
-    @property
-    def is_random(self) -> bool:
-        """Whether training draws random numbers in the blocks, and so needs a key."""
-        return max(self.dropout, self.attention_dropout, self.drop_path) > 0
 
     def _check_activation(self) -> None:
         if isinstance(self.activation, list | tuple):  # JSON has lists

@@ -1,0 +1,44 @@
+"""What the backward pass computes again instead of keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from clip_models.config import Remat
+
+# The names that attention and MLP give to the results of their matrix products.
+PRODUCTS = ("query", "key", "value", "out", "fc1", "fc2")
+
+
+def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """Wraps the body of a scan.
+
+    Args:
+        function: any; what it names with ``checkpoint_name`` can be kept.
+        remat: as in :class:`clip_models.ComputeConfig`.
+
+    Returns:
+        A function of the same values and gradients.
+    """
+    names = jax.checkpoint_policies
+    match remat:
+        case "none":
+            return function
+        case "full":
+            policy = names.nothing_saveable
+        case "proj":
+            policy = names.save_only_these_names("query", "key", "value")
+        case "minimal":
+            policy = names.save_only_these_names(*PRODUCTS)
+        case "offload":
+            policy = names.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=list(PRODUCTS),
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+    # A scan's body is compiled apart: common subexpressions cannot undo the remat, so the barrier would only cost.
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
