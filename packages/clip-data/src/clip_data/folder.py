@@ -35,7 +35,7 @@ class FolderReader:
         self._beside = [beside.get(os.path.splitext(name)[0], ()) for name in self._names]
         self.fault: Fault | None = None
         if not self._names:
-            detail = "no image file in the folder or below"
+            detail = "no image file in the folder or below; shards in it are named by a glob, DIR/*.tar"
             self.fault = Fault(shard=path, reason="empty_shard", detail=detail, lost=False)
 
     def __len__(self) -> int:

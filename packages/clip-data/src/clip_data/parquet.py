@@ -12,7 +12,11 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
+import json
+import os
+import tempfile
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +27,9 @@ from clip_data.fields import IMAGE_KEYS
 from clip_data.sources import Shard, open_shard
 from clip_data.table import find_path_column, read_image_at
 
-__all__ = ["ParquetReader"]
+__all__ = ["ParquetReader", "write_rows"]
 
+_ROWS_PER_GROUP = 100
 _MAX_FOOTER_ITEMS = 10_000_000
 _MAX_FOOTER_STRING = 256 << 20
 _MAX_EXPANSION = 1024  # bytes of a row group for each byte of the file
@@ -101,6 +106,54 @@ class ParquetReader:
         if isinstance(table, RecordError):
             raise table
         return table
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[tuple[bytes, dict[str, Any]]]) -> int:
+    """Writes one Parquet file, with the images in a column ``image``.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        rows: Of each the image's bytes, and the other columns: bytes, str, int, float, None or lists of one of them. A
+            column whose types do not agree is written as text.
+
+    Returns:
+        The number of rows written.
+    """
+    lengths: list[int] = []
+    columns: dict[str, list[Any]] = {}
+    # What columns there are is known after the last row: until then the images wait on the disk, not in memory.
+    with tempfile.TemporaryFile(dir=os.path.dirname(path) or ".") as images:
+        for image, values in rows:
+            for name, value in values.items():
+                columns.setdefault(name, [None] * len(lengths)).append(value)
+            lengths.append(len(image))
+            for column in columns.values():
+                column.extend([None] * (len(lengths) - len(column)))
+            images.write(image)
+        images.seek(0)
+        table = pa.table({name: _array(values) for name, values in columns.items()})
+        schema = table.schema.append(pa.field("image", pa.binary()))
+        options: Any = {
+            "compression": {name: "NONE" if name == "image" else "SNAPPY" for name in schema.names},
+            "use_dictionary": table.column_names,
+            "write_statistics": table.column_names,
+        }
+        with pq.ParquetWriter(path, schema, **options) as writer:
+            for first in range(0, len(lengths), _ROWS_PER_GROUP):
+                group = table.slice(first, _ROWS_PER_GROUP)
+                data = [images.read(length) for length in lengths[first : first + _ROWS_PER_GROUP]]
+                writer.write_table(group.append_column("image", pa.array(data, pa.binary())))
+    return len(lengths)
+
+
+def _array(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        texts = [
+            value if value is None or isinstance(value, str) else json.dumps(value, default=repr) for value in values
+        ]
+        return pa.array(texts, pa.string())
 
 
 class _ShardFile(io.RawIOBase):

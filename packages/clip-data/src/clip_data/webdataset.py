@@ -8,13 +8,17 @@ References:
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clip_data.faults import Fault, RecordError, empty_shard
 from clip_data.sources import Shard, open_shard
 
-__all__ = ["TarEntry", "TarReader", "index_tar", "read_sample"]
+__all__ = ["TarEntry", "TarReader", "index_tar", "read_sample", "write_samples"]
 
 TarEntry = tuple[str, dict[str, tuple[int, int]]]
 """A sample's key, and the offset and length of each member by its extension."""
@@ -69,6 +73,9 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
     while offset < shard.size:
         header = shard.read_at(offset, _BLOCK)
         if header == bytes(_BLOCK):
+            break
+        if len(header) < _BLOCK:
+            fault = _fault(shard, offset, "shard_cut_short", "the file ends inside a header", len(entries))
             break
         try:
             name, size, kind = _parse_header(header)
@@ -136,6 +143,32 @@ def read_sample(shard: Shard, entry: TarEntry) -> dict[str, Any]:
     return fields | {"__key__": key}
 
 
+def write_samples(path: str | os.PathLike[str], samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Writes one tar file.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        samples: For each a key without dots or slashes, unlike its neighbours', and the bytes of each member by
+            extension. The same samples give the same file.
+
+    Returns:
+        The number of samples written.
+
+    Raises:
+        ValueError: A key would not be read back as it is.
+    """
+    count = 0
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as file:
+        for count, (key, members) in enumerate(samples, start=1):  # noqa: B007
+            if not key or "." in key or "/" in key:
+                raise ValueError(f"a sample's key must have neither dots nor slashes; {key!r} has")
+            for extension, data in sorted(members.items()):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    return count
+
+
 def _fault(shard: Shard, offset: int, reason: Any, detail: str, num_samples: int) -> Fault:
     kept = f"{detail}, after {max(num_samples - 1, 0)} whole samples"
     return Fault(shard=shard.path, offset=offset, reason=reason, detail=kept, lost=False)
@@ -143,8 +176,6 @@ def _fault(shard: Shard, offset: int, reason: Any, detail: str, num_samples: int
 
 def _parse_header(header: bytes) -> tuple[str, int, bytes]:
     """Returns a member's name, size and type."""
-    if len(header) < _BLOCK:
-        raise ValueError("cut short")
     stated = int(header[148:156].strip(b" \0") or b"0", 8)
     if stated != sum(header[:148]) + 8 * 0x20 + sum(header[156:]):
         raise ValueError("its checksum is wrong")

@@ -1,0 +1,260 @@
+"""Records to shards: what ``clip-data write`` does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from clip_data.config import SourceConfig
+from clip_data.faults import DataError, Fault, RecordError
+from clip_data.fields import IMAGE_KEYS, Record
+from clip_data.image import decode_image
+from clip_data.picture import picture_header
+from clip_data.records import IndexedShard, list_source, scan
+from clip_data.tfrecord import write_examples
+from clip_data.webdataset import write_samples
+
+__all__ = ["ShardFormat", "Written", "write_shards"]
+
+ShardFormat = Literal["tfrecord", "webdataset", "parquet"]
+
+_EXTENSIONS: dict[ShardFormat, str] = {"tfrecord": "tfrecord", "webdataset": "tar", "parquet": "parquet"}
+_FILE_TYPES = {"jpeg": "jpg"}
+_OWN_FIELDS = frozenset({*IMAGE_KEYS, "gif", "key", "caption", "txt", "label", "cls"})
+_CHUNK = 256  # records that are verified together
+_NUM_EXAMPLES = 20
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What ``write_shards`` did.
+
+    Args:
+        shards: Paths of the shards.
+        num_records: Records in them.
+        left_out: Number of faults by reason.
+        faults: The first of them, and all of whole shards.
+    """
+
+    shards: tuple[str, ...]
+    num_records: int
+    left_out: dict[str, int]
+    faults: tuple[Fault, ...]
+
+
+def write_shards(
+    source: SourceConfig,
+    folder: str | os.PathLike[str],
+    *,
+    format: ShardFormat,
+    samples_per_shard: int = 10_000,
+    verify: bool = True,
+    keep_uncaptioned: bool = False,
+    progress: Callable[[int], object] = lambda num_records: None,
+) -> Written:
+    """Packs all records of a source into shards, in their order.
+
+    Each record gets a new key, of its shard's and its own number; one that it had becomes ``original_key``. Images are
+    written as they are. The same source gives the same bytes. The folder appears when all is written, or not at all.
+
+    Args:
+        source: What to read.
+        folder: Where to; a local folder that does not exist, or is empty.
+        format: Of the shards.
+        samples_per_shard: Of each but the last.
+        verify: Whether every image is decoded, strictly, and left out where that fails.
+        keep_uncaptioned: Whether to keep records that have neither caption nor label.
+        progress: Called with the number of records so far, now and then.
+
+    Returns:
+        What was written, and what was left out.
+
+    Raises:
+        DataError: No record is left to write.
+        FileExistsError: The folder holds something.
+        FileNotFoundError: Some pattern of the source names no shard.
+        ValueError: A value outside what is said above.
+    """
+    if format not in get_args(ShardFormat):
+        raise ValueError(f"format must be one of {', '.join(get_args(ShardFormat))}, not {format!r}")
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard must be at least 1, not {samples_per_shard}")
+    if "://" in str(folder):
+        raise ValueError(f"shards are written to local disks only, not {folder}: write them and copy them there")
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds something already: name a folder that is new or empty")
+    log = _Log()
+    records = _usable(source, log, verify=verify, keep_uncaptioned=keep_uncaptioned)
+    partial = folder.absolute().parent / f".{folder.absolute().name}.partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        names, num_records = _write_all(records, partial, format, samples_per_shard, progress)
+        if not num_records:
+            raise DataError(f"no record of {source.shards} can be written{log.summary()}")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    return Written(
+        shards=tuple(str(folder / name) for name in names),
+        num_records=num_records,
+        left_out=dict(log.counts),
+        faults=tuple(log.faults),
+    )
+
+
+class _Log:
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.faults: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        self.counts[fault.reason] += 1
+        if self.counts[fault.reason] <= _NUM_EXAMPLES or not fault.lost:
+            self.faults.append(fault)
+
+    def summary(self) -> str:
+        if not self.faults:
+            return ""
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
+        return f" ({counts}). The first: {self.faults[0]}"
+
+
+def _usable(source: SourceConfig, log: _Log, *, verify: bool, keep_uncaptioned: bool) -> Iterator[Record]:
+    def found() -> Iterator[Record | Fault]:
+        for path in list_source(source):
+            shard = IndexedShard(source, path)
+            if shard.fault is not None:
+                log.add(shard.fault)
+            yield from scan(shard)
+
+    def check(item: Record | Fault) -> Record | Fault:
+        if isinstance(item, Fault):
+            return item
+        try:
+            if not keep_uncaptioned and item.label is None and not item.caption.strip():
+                fields = ", ".join(item.metadata)
+                raise RecordError("empty_caption", f"the caption is {item.caption!r}; the fields are {fields}")
+            picture_header(item.image)
+            if verify:
+                decode_image(item.image)
+        except RecordError as error:
+            where = {"shard": item.shard, "row": item.row, "offset": item.offset, "key": item.key}
+            return Fault(**where, reason=error.reason, detail=error.detail)
+        return item
+
+    items = found()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        while chunk := list(itertools.islice(items, _CHUNK)):
+            for item in threads.map(check, chunk):
+                if isinstance(item, Fault):
+                    log.add(item)
+                else:
+                    yield item
+
+
+def _write_all(
+    records: Iterator[Record], folder: Path, form: ShardFormat, size: int, progress: Callable[[int], object]
+) -> tuple[list[str], int]:
+    writer = _WRITERS[form]
+    digits = max(len(str(size - 1)), 4)
+    names: list[str] = []
+    total = 0
+    while (first := next(records, None)) is not None:
+        shard = itertools.chain([first], itertools.islice(records, size - 1))
+        number = len(names)
+        name = f"{number:05d}.{_EXTENSIONS[form]}"
+        keys = (f"{number:05d}{row:0{digits}d}" for row in itertools.count())
+        count = writer(folder / name, _counted(zip(keys, shard, strict=False), total, progress))
+        (folder / f"{number:05d}_stats.json").write_text(json.dumps({"count": count, "successes": count}))
+        names.append(name)
+        total += count
+    return names, total
+
+
+def _counted(
+    items: Iterable[tuple[str, Record]], total: int, progress: Callable[[int], object]
+) -> Iterator[tuple[str, Record]]:
+    for number, item in enumerate(items, start=total + 1):
+        yield item
+        if number % 100 == 0:
+            progress(number)
+
+
+def _write_tfrecord(path: Path, items: Iterable[tuple[str, Record]]) -> int:
+    return write_examples(path, ({"image": record.image} | _columns(key, record) for key, record in items))
+
+
+def _write_webdataset(path: Path, items: Iterable[tuple[str, Record]]) -> int:
+    return write_samples(path, ((key, _members(key, record)) for key, record in items))
+
+
+def _write_parquet(path: Path, items: Iterable[tuple[str, Record]]) -> int:
+    from clip_data.parquet import write_rows  # pyarrow.parquet takes longer to import than all else here
+
+    return write_rows(path, ((record.image, _columns(key, record)) for key, record in items))
+
+
+_WRITERS = {"tfrecord": _write_tfrecord, "webdataset": _write_webdataset, "parquet": _write_parquet}
+
+
+def _members(key: str, record: Record) -> dict[str, bytes]:
+    kind = picture_header(record.image).kind
+    members = {_FILE_TYPES.get(kind, kind): record.image, "txt": _clean(record.caption).encode()}
+    if record.label is not None:
+        members["cls"] = str(record.label).encode()
+    metadata = _columns(key, record)
+    # Bytes that are no text, an embedding say, have no place in JSON.
+    members |= {name.lower(): value for name, value in metadata.items() if isinstance(value, bytes) and name.isalnum()}
+    texts = {name: value for name, value in metadata.items() if not isinstance(value, bytes)}
+    return members | {"json": json.dumps(texts, ensure_ascii=False).encode()}
+
+
+def _columns(key: str, record: Record) -> dict[str, Any]:
+    """Returns all but the image, as values that every format can hold."""
+    columns: dict[str, Any] = {"key": key, "caption": _clean(record.caption)}
+    if record.label is not None:
+        columns["label"] = record.label
+    columns |= {name: _plain(value) for name, value in record.metadata.items() if name not in _OWN_FIELDS}
+    if record.key:
+        columns.setdefault("original_key", _clean(record.key))
+    return columns
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return _clean(value)
+    if value is None or (isinstance(value, int) and value in _INT64):
+        return value
+    if isinstance(value, list | tuple):
+        items = [_plain(item) for item in value]
+        if items and any(all(type(item) is kind for item in items) for kind in (str, int, float)):
+            return items
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=repr)
+    return str(value)
+
+
+def _clean(text: str) -> str:
+    """Replaces halves of surrogate pairs, which UTF-8 has no bytes for."""
+    return text.encode("utf-8", "replace").decode("utf-8")
