@@ -1,6 +1,9 @@
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -10,56 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import clip_models
-from clip_models import load_pretrained, num_params, preprocess_images, save_pretrained
+from clip_models import load_config, load_pretrained, num_params, save_pretrained
 from clip_models.params import flatten
 
 FIXTURES = Path(__file__).parent / "fixtures"
-HUGGING_FACE = ["clip-argmax", "clip-first-eos", "siglip"]
-
-
-def assert_close(value, expected):
-    """Within 1e-5 of the largest entry."""
-    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("name", HUGGING_FACE)
-def test_computes_what_pytorch_computes(name):
-    config, params = load_pretrained(FIXTURES / name)
-    golden = np.load(FIXTURES / name / "golden.npz")
-    pixel_values = preprocess_images(config, [golden[f"picture_{i}"] for i in range(3)])
-    assert_close(pixel_values.transpose(0, 3, 1, 2), golden["pixel_values"])
-
-    output = jax.jit(clip_models.apply, static_argnums=0)(
-        config,
-        params,
-        pixel_values=pixel_values,
-        input_ids=golden["input_ids"],
-        attention_mask=golden.get("attention_mask"),
-    )
-    for field in ("image_hidden", "text_hidden", "image_embeds", "text_embeds", "logits_per_image"):
-        assert_close(getattr(output, field), golden[field])
-
-
-def test_reads_both_layouts_of_the_image_processor():
-    clip, _ = load_pretrained(FIXTURES / "clip-argmax")
-    assert (clip.preprocess.resize_mode, clip.preprocess.interpolation) == ("shortest", "bicubic")
-    assert clip.preprocess.mean == (0.48145466, 0.4578275, 0.40821073)
-    assert (clip.text.pool, clip.preprocess.text_length) == ("argmax", 10)
-    siglip, _ = load_pretrained(FIXTURES / "siglip")
-    assert (siglip.preprocess.resize_mode, siglip.preprocess.interpolation) == ("squash", "bilinear")
-    assert siglip.preprocess.mean == (0.5, 0.5, 0.5)
-
-
-def test_an_oldest_layout_of_the_image_processor(tmp_path):
-    directory = shutil.copytree(FIXTURES / "clip-first-eos", tmp_path / "model")
-    old = {"size": 20, "crop_size": 20, "do_center_crop": True, "resample": 3}
-    (directory / "preprocessor_config.json").write_text(json.dumps(old))
-    config, _ = load_pretrained(directory)
-    assert config == load_pretrained(FIXTURES / "clip-first-eos")[0]
-    (directory / "preprocessor_config.json").write_text(json.dumps({**old, "size": 24}))
-    with pytest.raises(ValueError, match="one square; got size=24, crop_size=20"):
-        load_pretrained(directory)
 
 
 def test_tensors_that_do_not_fit_are_listed_together(tmp_path):
@@ -78,21 +35,26 @@ def test_tensors_that_do_not_fit_are_listed_together(tmp_path):
     ]
 
 
-def test_half_precision_weights_become_float32(tmp_path):
+@pytest.mark.parametrize(("stored", "dtype"), [("float16", "float32"), ("float32", "bfloat16")])
+def test_parameters_are_of_the_dtype_asked_for(tmp_path, stored, dtype):
     directory = shutil.copytree(FIXTURES / "siglip", tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
-    save_file({name: tensor.astype(np.float16) for name, tensor in tensors.items()}, directory / "model.safetensors")
-    params = load_pretrained(directory)[1]
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    save_file({name: tensor.astype(stored) for name, tensor in tensors.items()}, directory / "model.safetensors")
+    params = load_pretrained(directory, dtype=dtype)[1]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
+    kernel = tensors["text_model.head.weight"].T.astype(stored).astype(dtype)
+    np.testing.assert_array_equal(params["text"]["projection"]["kernel"], kernel)
 
 
 def test_our_format_is_bit_identical(config, params, tmp_path):
     config = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, tokenizer="some/where"))
     save_pretrained(tmp_path / "new" / "model", config, params)
+    assert load_config(tmp_path / "new" / "model") == config
     loaded_config, loaded = load_pretrained(tmp_path / "new" / "model")
     assert loaded_config == config
     assert flatten(loaded).keys() == flatten(params).keys()
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert sorted(path.name for path in (tmp_path / "new" / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_hugging_face_to_ours_and_back(tmp_path):
@@ -121,15 +83,33 @@ def test_an_unknown_field_is_answered_with_the_nearest(siglip, tmp_path, random_
         load_pretrained(tmp_path)
 
 
+def test_a_config_given_takes_the_place_of_the_directory_s(tmp_path):
+    config, _ = load_pretrained(FIXTURES / "siglip")
+    given = dataclasses.replace(config, compute=dataclasses.replace(config.compute, remat="full"))
+    assert load_pretrained(FIXTURES / "siglip", config=given)[0] == given
+    wider = dataclasses.replace(config, text=dataclasses.replace(config.text, mlp_dim=21))
+    with pytest.raises(ValueError, match=r"layers.0.mlp.fc2.weight: expected \[12, 21\], got \[12, 20\]"):
+        load_pretrained(FIXTURES / "siglip", config=wider)
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"needs config.json; .* has none"):
         load_pretrained(tmp_path)
     shutil.copy(FIXTURES / "siglip" / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=r"clip-jax, clip or siglip; .* says 'bert'"):
+    with pytest.raises(ValueError, match=r"one of clip-jax, clip, .*dinov2_with_registers; .* says 'bert'"):
         load_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither a directory nor a repository's name"):
         load_pretrained(tmp_path / "nowhere")
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    shutil.copy(FIXTURES / "siglip" / "config.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"needs model.safetensors; .* has none"):
+        load_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(FileNotFoundError, match=r"has pytorch_model.bin: pickled files, which run whatever code"):
+        load_pretrained(tmp_path)
 
 
 def test_a_repository_without_network(monkeypatch, tmp_path):
@@ -139,7 +119,58 @@ def test_a_repository_without_network(monkeypatch, tmp_path):
         load_pretrained("nobody/nothing")
 
 
-def test_a_repository_is_its_own_tokenizer(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, allow_patterns: str(FIXTURES / "siglip"))
-    config, _ = load_pretrained("google/some-siglip")
+def test_of_a_repository_only_the_files_needed_are_fetched(monkeypatch):
+    fetched = []
+
+    def snapshot_download(repo, allow_patterns):
+        fetched.extend(allow_patterns)
+        return str(FIXTURES / "siglip")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    config = load_config("google/some-siglip")
     assert config.preprocess.tokenizer == "google/some-siglip"
+    assert not any("safetensors" in pattern for pattern in fetched)
+    assert load_pretrained("google/some-siglip")[0] == config
+    assert fetched[-1] == "model*.safetensors"
+
+
+_SHARDED = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from clip_models import load_config, load_pretrained, logical_axes
+from clip_models.params import flatten
+
+directory = Path(sys.argv[1])
+mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+divided = {"mlp": "fsdp", "vocab": "fsdp", "embed": "data"}
+axes = logical_axes(load_config(directory))
+shardings = jax.tree.map(
+    lambda names: NamedSharding(mesh, PartitionSpec(*(divided.get(name) for name in names))),
+    axes,
+    is_leaf=lambda x: isinstance(x, tuple),
+)
+whole = load_pretrained(directory)[1]
+parts = load_pretrained(directory, shardings=shardings)[1]
+jax.tree.map(np.testing.assert_array_equal, parts, whole)
+assert jax.tree.map(lambda leaf: leaf.sharding, parts) == shardings
+assert parts["vision"]["blocks"]["mlp"]["fc1"]["kernel"].addressable_shards[0].data.shape == (2, 6, 11)
+everywhere = NamedSharding(mesh, PartitionSpec())
+copies = flatten(load_pretrained(directory, shardings=everywhere)[1])
+assert all(leaf.sharding == everywhere for leaf in copies.values())
+try:
+    load_pretrained(directory, shardings={"logit_scale": everywhere})
+except ValueError as error:
+    assert "one for each parameter; missing ['logit_bias'" in str(error)
+else:
+    raise SystemExit("half a tree of shardings was accepted")
+"""
+
+
+def test_straight_into_shardings():
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", _SHARDED, str(FIXTURES / "siglip")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

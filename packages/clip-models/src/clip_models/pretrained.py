@@ -5,78 +5,180 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from clip_models.config import ClipConfig
+from clip_models.config import ClipConfig, Dtype
 from clip_models.formats import huggingface, native
+from clip_models.formats.model_card import write_model_card
+from clip_models.formats.params_io import check_params, read_params
+from clip_models.formats.stored import Stored
+from clip_models.formats.tokenizer import save_tokenizer
 from clip_models.params import Params
 
-_FILES = [
-    "config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-]
+Format = Literal["clip-jax", "huggingface", "auto"]
+
+# What a repository holds besides weights, which are fetched when it is known in which file they are.
+_SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
-def save_pretrained(directory: str | os.PathLike[str], config: ClipConfig, params: Mapping[str, Any]) -> None:
-    """Writes a model in our own format: ``config.json`` and ``model.safetensors``.
+def load_pretrained(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    dtype: Dtype = "float32",
+    shardings: Any = None,
+    config: ClipConfig | None = None,
+) -> tuple[ClipConfig, Params]:
+    """Reads a model, of any format that is known by its files.
 
-    Args:
-        directory: made if it is not there; the two files are replaced if they are.
-        config: of the model.
-        params: its arrays, all of them.
+    Directories of :func:`save_pretrained`; of Hugging Face's transformers 4 and 5, of type ``clip``, ``siglip`` and
+    ``siglip2``, or of one of their towers alone, or ``vit``, ``dinov2`` and ``dinov2_with_registers``, which make an
+    image tower without a projection. A classifier's head is left out, with a warning.
 
-    Raises:
-        ValueError: the arrays are not those of the config.
-    """
-    native.save(Path(directory), config, params)
-
-
-def load_pretrained(path_or_repo: str | os.PathLike[str]) -> tuple[ClipConfig, Params]:
-    """Reads a model: what :func:`save_pretrained` wrote, or a Hugging Face directory of type ``clip`` or ``siglip``.
+    Weights are mapped, and each array is placed once: more memory than the parameters need is not taken.
 
     Args:
         path_or_repo: a directory or, where there is none of that name, a repository on the Hugging Face Hub, which is
             downloaded once and kept in the Hub's cache.
+        dtype: of the parameters.
+        shardings: where they go: one sharding for all, or a tree of one for each, as ``clip_sharding.shardings`` makes
+            it from :func:`load_config`, ``logical_axes`` and the shapes. Each device gets its share, and the process
+            reads no more. None: the default device.
+        config: of the model, in place of the one beside the weights.
 
     Returns:
-        (config, float32 params).
+        (config, params).
 
     Raises:
-        FileNotFoundError: no directory, no repository, or one without ``config.json`` and ``model.safetensors``.
-        ValueError: it holds a model of another type, or its tensors are not those of its config.
+        FileNotFoundError: no directory, no repository, or one without a config or weights in safetensors.
+        ValueError: it holds a model of another type, or its tensors are not those of its config; all that are missing,
+            extra or misshapen are named.
     """
-    directory = Path(path_or_repo)
-    repo = None
-    if not directory.is_dir():
-        repo = str(path_or_repo)
-        directory = _download(repo)
-    for name in ("config.json", "model.safetensors"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"a model needs {name}; {path_or_repo} has none.")
-    contents = json.loads((directory / "config.json").read_text())
-    match contents.get("model_type"):
-        case native.MODEL_TYPE:
-            return native.load(directory, contents)
-        case "clip" | "siglip":
-            return huggingface.load(directory, contents, repo=repo)
-    raise ValueError(
-        f"model_type must be {native.MODEL_TYPE}, clip or siglip; "
-        f"{path_or_repo}/config.json says {contents.get('model_type')!r}."
+    stored = _open(_locate(path_or_repo), config)
+    params = read_params(
+        stored.files, stored.sources, stored.config, dtype=dtype, shardings=shardings, where=stored.where
     )
+    return stored.config, params
 
 
-def _download(repo: str) -> Path:
+def load_config(path_or_repo: str | os.PathLike[str]) -> ClipConfig:
+    """Reads what a model is, and no weights.
+
+    Args:
+        path_or_repo: as in :func:`load_pretrained`.
+
+    Returns:
+        The config that :func:`load_pretrained` returns.
+
+    Raises:
+        FileNotFoundError: as there.
+        ValueError: as there, except for the tensors.
+    """
+    place = _locate(path_or_repo)
+    contents = _read_config_file(place)
+    kind = huggingface.KINDS.get(contents["model_type"])
+    if contents["model_type"] == native.MODEL_TYPE:
+        return native.config_from_dict(contents["config"])
+    if kind is not None and kind.projected_class is None:
+        return huggingface.read_directory_config(place.directory, contents, repo=place.repo)
+    return _open(place, None).config
+
+
+def save_pretrained(
+    directory: str | os.PathLike[str],
+    config: ClipConfig,
+    params: Mapping[str, Any],
+    *,
+    format: Format = "clip-jax",
+    tokenizer: Any = None,
+    dtype: Dtype | None = None,
+) -> None:
+    """Writes a model, as :func:`load_pretrained` and, by the format, PyTorch's libraries open it.
+
+    ``clip-jax``, our own, holds any architecture. ``huggingface`` is a directory that transformers 4 and 5 open with
+    ``AutoModel`` and ``AutoProcessor``. ``auto`` is that where it can express the architecture, and where not, after a
+    warning that says what stands against it, our own.
+
+    Every file is replaced when its successor is whole, and the config comes last.
+
+    Args:
+        directory: made if it is not there; files of the same names are replaced.
+        config: of the model.
+        params: its arrays, all of them.
+        format: of the files.
+        tokenizer: to be saved along: a directory that has a tokenizer's files, or a tokenizer of transformers. None:
+            the one of ``config.preprocess.tokenizer``, where that is a directory.
+        dtype: of the weights. None: that of the arrays.
+
+    Raises:
+        ValueError: the arrays are not those of the config, or the format cannot express it; what stands against it is
+            named.
+    """
+    directory = Path(directory)
+    if format not in ("clip-jax", "huggingface", "auto"):
+        raise ValueError(f"format must be clip-jax, huggingface or auto; got {format!r}.")
+    model_type, lost = ("", []) if format == "clip-jax" else huggingface.find_model_type(config)
+    if lost:
+        message = f"Hugging Face's {model_type} cannot express {', '.join(lost)}"
+        if format == "huggingface":
+            raise ValueError(f"{message}: change the model, or save it with format='clip-jax'.")
+        warnings.warn(f"{message}; the model is saved in our own format.", stacklevel=2)
+    check_params(config, params)
+    directory.mkdir(parents=True, exist_ok=True)
+    has_tokenizer = save_tokenizer(config.preprocess.tokenizer if tokenizer is None else tokenizer, directory)
+    if format == "clip-jax" or lost:
+        native.write_native(directory, config, params, dtype=dtype)
+    else:
+        program = huggingface.example_program(model_type, config)
+        write_model_card(directory, config, program=program, library="transformers", has_tokenizer=has_tokenizer)
+        huggingface.write_huggingface(directory, config, params, model_type=model_type, dtype=dtype)
+
+
+class _Place(NamedTuple):
+    """Where a model is: in a directory, which may be the copy of a repository."""
+
+    directory: Path
+    repo: str | None
+
+
+def _locate(path_or_repo: str | os.PathLike[str]) -> _Place:
+    path = Path(path_or_repo)
+    if path.is_dir():
+        return _Place(path, None)
+    return _Place(_download(str(path_or_repo), _SMALL_FILES), str(path_or_repo))
+
+
+def _open(place: _Place, config: ClipConfig | None) -> Stored:
+    contents = _read_config_file(place)
+    if place.repo is not None:
+        _download(place.repo, ["model*.safetensors"])
+    if contents["model_type"] == native.MODEL_TYPE:
+        return native.open_native(place.directory, contents, config=config)
+    return huggingface.open_huggingface(place.directory, contents, repo=place.repo, config=config)
+
+
+def _read_config_file(place: _Place) -> Mapping[str, Any]:
+    name = place.repo or place.directory
+    if not (place.directory / "config.json").is_file():
+        raise FileNotFoundError(f"a model needs config.json; {name} has none.")
+    contents = json.loads((place.directory / "config.json").read_text())
+    known = (native.MODEL_TYPE, *huggingface.KINDS)
+    if contents.get("model_type") not in known:
+        raise ValueError(
+            f"model_type must be one of {', '.join(known)}; {name}/config.json says {contents.get('model_type')!r}."
+        )
+    return contents
+
+
+def _download(repo: str, patterns: list[str]) -> Path:
     import huggingface_hub  # costs a second, and local models have no use for it
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise FileNotFoundError(f"{repo} is neither a directory nor a repository's name (owner/name).")
     try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=_FILES))
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{repo} is not a local directory, and it could not be fetched as a Hugging Face repository "

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
-
-from clip_models.clip import init
 from clip_models.config import ClipConfig, ComputeConfig, DecoderConfig, PreprocessConfig, TextConfig, VisionConfig
-from clip_models.params import Params, check_shapes, flatten, shapes, unflatten
+from clip_models.formats.params_io import expected_shapes, write_params
+from clip_models.formats.source import Source, Sources
+from clip_models.formats.stored import Stored, open_directory, write_json
 
 MODEL_TYPE = "clip-jax"
 _PARTS = {
@@ -29,24 +23,17 @@ _PARTS = {
 }
 
 
-def save(directory: Path, config: ClipConfig, params: Mapping[str, Any]) -> None:
-    """Writes config and arrays; see :func:`clip_models.save_pretrained`."""
-    flat = flatten(params)
-    check_shapes(_expected(config), shapes(params), source="params")
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(jax.device_get(array), order="C") for name, array in flat.items()}
-    save_file(arrays, directory / "model.safetensors", metadata={"format": "np"})
-    contents = {"model_type": MODEL_TYPE, "config": dataclasses.asdict(config)}
-    (directory / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
+def write_native(directory: Path, config: ClipConfig, params: Mapping[str, Any], *, dtype: str | None) -> None:
+    """Writes arrays and, last, config; see :func:`clip_models.save_pretrained`."""
+    weights = directory / "model.safetensors"
+    write_params(weights, _sources(config), config, params, dtype=dtype, metadata={"format": "np"})
+    write_json(directory / "config.json", {"model_type": MODEL_TYPE, "config": dataclasses.asdict(config)})
 
 
-def load(directory: Path, contents: Mapping[str, Any]) -> tuple[ClipConfig, Params]:
-    """Reads config and arrays; see :func:`clip_models.load_pretrained`."""
-    config = config_from_dict(contents["config"])
-    with safe_open(directory / "model.safetensors", framework="numpy") as file:
-        flat = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118, it is no dict
-    check_shapes(_expected(config), shapes(flat), source=str(directory / "model.safetensors"))
-    return config, unflatten(flat)
+def open_native(directory: Path, contents: Mapping[str, Any], *, config: ClipConfig | None) -> Stored:
+    """Opens a directory; see :func:`clip_models.load_pretrained`."""
+    config = config or config_from_dict(contents["config"])
+    return Stored(config, open_directory(directory), _sources(config), str(directory))
 
 
 def config_from_dict(contents: Mapping[str, Any]) -> ClipConfig:
@@ -74,5 +61,5 @@ def _build(cls: type, contents: Mapping[str, Any], where: str) -> Any:
     return cls(**contents)
 
 
-def _expected(config: ClipConfig) -> dict[str, tuple[int, ...]]:
-    return shapes(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+def _sources(config: ClipConfig) -> Sources:
+    return {name: Source(name) for name in expected_shapes(config)}

@@ -1,0 +1,149 @@
+"""Hugging Face directories: opened, and written."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_models.config import ClipConfig
+from clip_models.formats.differences import differences
+from clip_models.formats.huggingface.config import read_config, write_config
+from clip_models.formats.huggingface.kinds import KINDS
+from clip_models.formats.huggingface.processor import read_processor, read_processor_files, write_processor
+from clip_models.formats.huggingface.weights import sources
+from clip_models.formats.params_io import write_params
+from clip_models.formats.stored import Stored, open_directory, write_json
+from clip_models.formats.tensor_file import TensorFiles
+from clip_models.formats.tokenizer import find_tokenizer, needs_lower_case
+
+# Indices of positions, in CLIP's first exports, and what stands for masked patches in pretraining: no part of a tower.
+_NO_WEIGHTS = (".position_ids", "embeddings.mask_token")
+_HEADS = ("classifier.", "pooler.")
+
+
+def read_directory_config(directory: Path, contents: Mapping[str, Any], *, repo: str | None) -> ClipConfig:
+    """Reads a directory's config, without its weights where they do not matter.
+
+    Args:
+        directory: holds config.json, and the weights where the model is a tower of CLIP alone.
+        contents: of config.json, with a ``model_type`` of :data:`KINDS`.
+        repo: the repository that the directory was fetched from, None for a local one.
+
+    Returns:
+        The config.
+    """
+    kind = KINDS[contents["model_type"]]
+    is_classifier = any(name.endswith("ForImageClassification") for name in contents.get("architectures") or ())
+    is_projected = kind.has_vision and kind.has_text and not is_classifier
+    if kind.projected_class is not None:
+        is_projected = any("projection" in name for name in open_directory(directory))
+    preprocess = read_processor(
+        kind.family,
+        read_processor_files(directory) if kind.has_vision else {},
+        tokenizer=find_tokenizer(directory, repo) if kind.has_text and not is_classifier else None,
+        lower_case=needs_lower_case(directory),
+    )
+    return read_config(contents, preprocess, has_text=not is_classifier, is_projected=is_projected)
+
+
+def open_huggingface(
+    directory: Path, contents: Mapping[str, Any], *, repo: str | None, config: ClipConfig | None
+) -> Stored:
+    """Opens a directory; see :func:`clip_models.load_pretrained`.
+
+    Args:
+        directory: holds config.json and model.safetensors, or its shards and their index.
+        contents: of config.json.
+        repo: as in :func:`read_directory_config`.
+        config: of the model. None: what the directory says.
+
+    Returns:
+        The model.
+    """
+    model_type = contents["model_type"]
+    config = config or read_directory_config(directory, contents, repo=repo)
+    files = open_directory(directory)
+    heads = [name for name in files if name.removeprefix(f"{model_type}.").startswith(_HEADS)]
+    if heads:
+        warnings.warn(
+            f"{directory} holds a head, which is no part of the towers and is left out: "
+            + ", ".join(f"{name} {list(files[name].shape)}" for name in heads),
+            stacklevel=4,
+        )
+    names = [name for name in files if name not in heads and not name.endswith(_NO_WEIGHTS)]
+    files = TensorFiles({name: files[name] for name in names})
+    prefixes = ("vision_model.", "text_model.", f"{model_type}.")
+    prefixed = any(name.startswith(prefixes) for name in names)
+    return Stored(config, files, sources(model_type, config, prefixed=prefixed), str(directory))
+
+
+def find_model_type(config: ClipConfig) -> tuple[str, list[str]]:
+    """Finds the model type that says most of a config.
+
+    Args:
+        config: of a model.
+
+    Returns:
+        The type, and what it cannot express; nothing where it can express all.
+    """
+    towers = (config.vision is not None, config.text is not None)
+    found = {
+        name: differences(config, _as_read_back(name, config))
+        for name, kind in KINDS.items()
+        if (kind.has_vision, kind.has_text) == towers
+    }
+    best = min(found, key=lambda name: len(found[name]))
+    return best, found[best]
+
+
+def write_huggingface(
+    directory: Path, config: ClipConfig, params: Mapping[str, Any], *, model_type: str, dtype: str | None
+) -> None:
+    """Writes weights, processors and config, the config last; see :func:`clip_models.save_pretrained`.
+
+    Args:
+        directory: is there.
+        config: of the model.
+        params: its arrays.
+        model_type: from :func:`find_model_type`.
+        dtype: of the weights. None: that of the arrays.
+    """
+    kind = KINDS[model_type]
+    write_params(
+        directory / "model.safetensors",
+        sources(model_type, config),
+        config,
+        params,
+        dtype=dtype,
+        metadata={"format": "pt"},
+    )
+    processor = write_processor(model_type, config)
+    if processor:
+        name = {"processor_class": kind.processor_class} if kind.processor_class else {}
+        write_json(directory / "preprocessor_config.json", {**processor, **name})
+        write_json(directory / "processor_config.json", {"image_processor": processor, **name})
+    write_json(directory / "config.json", {**write_config(model_type, config), "dtype": dtype or "float32"})
+
+
+def example_program(model_type: str, config: ClipConfig) -> str:
+    """Returns Python that opens a directory which :func:`write_huggingface` wrote, for its model card."""
+    model_class = write_config(model_type, config)["architectures"][0]
+    processor = {True: "AutoProcessor", False: "AutoImageProcessor"}[config.text is not None]
+    names = [model_class] + [processor] * (config.vision is not None)
+    lines = [f"from transformers import {', '.join(sorted(names))}", ""]
+    lines += [f'model = {model_class}.from_pretrained("DIRECTORY")']
+    lines += [f'processor = {processor}.from_pretrained("DIRECTORY")'] * (config.vision is not None)
+    return "\n".join(lines)
+
+
+def _as_read_back(model_type: str, config: ClipConfig) -> ClipConfig | str:
+    """What a type's files would say of a model; or why they could not be read."""
+    try:
+        contents = write_config(model_type, config)
+        processor = write_processor(model_type, config)
+        preprocess = read_processor(KINDS[model_type].family, processor)
+        return read_config(contents, preprocess, is_projected=config.projection_dim is not None)
+    except ValueError as error:
+        return str(error)

@@ -1,0 +1,70 @@
+"""The tokenizer's files beside a model's weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+_FILES = (
+    *_TOKENIZERS,
+    "tokenizer_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def find_tokenizer(directory: Path, repo: str | None) -> str | None:
+    """Returns where a model's tokenizer is: in its repository, or in its directory if there is one; else None."""
+    if repo is not None:
+        return repo
+    return str(directory) if any((directory / name).is_file() for name in _TOKENIZERS) else None
+
+
+def needs_lower_case(directory: Path) -> bool:
+    """Whether texts are to be lower-cased before the tokenizer of a directory.
+
+    SigLIP 2 was trained on lower-cased text; Gemma's tokenizer leaves case alone, CLIP's and SigLIP's do not.
+    """
+    path = directory / "tokenizer_config.json"
+    if not path.is_file():
+        return False
+    return (json.loads(path.read_text()).get("tokenizer_class") or "").startswith("Gemma")
+
+
+def save_tokenizer(tokenizer: Any, directory: Path) -> bool:
+    """Puts a tokenizer's files into a directory.
+
+    Args:
+        tokenizer: a directory that has them; a tokenizer of transformers, or anything else with ``save_pretrained``; or
+            None. A string that is no directory is a repository's name, whose files stay where they are.
+        directory: where to.
+
+    Returns:
+        Whether there are files now.
+
+    Raises:
+        TypeError: it is nothing of the kind.
+        ValueError: the directory has no tokenizer.
+    """
+    if tokenizer is None:
+        return False
+    if isinstance(tokenizer, str | Path):
+        source = Path(tokenizer)
+        if not source.is_dir():
+            return False
+        found = [name for name in _FILES if (source / name).is_file()]
+        if not set(found) & set(_TOKENIZERS):
+            raise ValueError(f"a tokenizer's directory has one of {', '.join(_TOKENIZERS)}; {source} has none.")
+        if source.resolve() != directory.resolve():
+            for name in found:
+                shutil.copyfile(source / name, directory / name)
+        return True
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise TypeError(f"tokenizer must be a directory, a tokenizer of transformers, or None; got {type(tokenizer)}.")
+    tokenizer.save_pretrained(str(directory))
+    return True
