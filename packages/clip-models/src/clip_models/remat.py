@@ -12,6 +12,8 @@ from clip_models.config import Remat
 # The names that attention and MLP give to the results of their matrix products.
 PRODUCTS = ("query", "key", "value", "out", "fc1", "fc2")
 
+_HOST = "pinned_host"
+
 
 def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """Wraps the body of a scan.
@@ -34,11 +36,17 @@ def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., A
         case "minimal":
             policy = names.save_only_these_names(*PRODUCTS)
         case "offload":
+            memories = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
+            if _HOST not in memories:
+                raise ValueError(
+                    f"remat='offload' keeps products in the memory {_HOST!r} of the host, which the backend "
+                    f"{jax.default_backend()} does not have ({', '.join(sorted(memories))}): use 'minimal' or 'full'."
+                )
             policy = names.save_and_offload_only_these_names(
                 names_which_can_be_saved=[],
                 names_which_can_be_offloaded=list(PRODUCTS),
                 offload_src="device",
-                offload_dst="pinned_host",
+                offload_dst=_HOST,
             )
     # A scan's body is compiled apart: common subexpressions cannot undo the remat, so the barrier would only cost.
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
