@@ -32,7 +32,9 @@ __all__ = ["ParquetReader", "write_rows"]
 _ROWS_PER_GROUP = 100
 _MAX_FOOTER_ITEMS = 10_000_000
 _MAX_FOOTER_STRING = 256 << 20
-_MAX_EXPANSION = 1024  # bytes of a row group for each byte of the file
+_MAX_EXPANSION = 64  # bytes of a row group for each byte of the file, beyond those that are always allowed
+_ALWAYS_ALLOWED = 1 << 30
+_ROWS_AT_ONCE = 64
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 
@@ -58,6 +60,7 @@ class ParquetReader:
             self.fault = empty_shard(path)
             return
         self._bytes = _ShardFile(shard)
+        self._max_bytes = _ALWAYS_ALLOWED + _MAX_EXPANSION * shard.size
         try:
             self._file = pq.ParquetFile(
                 pa.PythonFile(self._bytes, mode="r"),
@@ -82,9 +85,9 @@ class ParquetReader:
         """Returns a record's fields, those of its whole row group at hand afterwards."""
         group = bisect.bisect_right(self._ends, row)
         table = self._group(group)
-        index = row - (self._ends[group - 1] if group else 0)
+        index = row - self._first(group)
         try:
-            fields = {name: table.column(i)[index].as_py() for i, name in enumerate(table.column_names)}
+            fields = {name: _value(table.column(i)[index]) for i, name in enumerate(table.column_names)}
         except _DAMAGE as error:
             raise RecordError("bad_record", f"row {row} cannot be read ({error})") from error
         image = fields.pop(self._image)
@@ -92,19 +95,37 @@ class ParquetReader:
             return fields | {"__image__": image}
         return fields | {"__image__": read_image_at(image, self._path), "__key__": fields.get("key") or image}
 
+    def _first(self, group: int) -> int:
+        return self._ends[group - 1] if group else 0
+
     def _group(self, number: int) -> pa.Table:
         with self._lock:  # a file is read by one thread at a time
             table = self._groups.get(number)
             if table is None:
                 try:
-                    table = self._file.read_row_group(number, use_threads=False)
-                    table.validate()
+                    table = self._read_group(number)
                 except _DAMAGE as error:
                     self._bytes.raise_failure()
                     table = RecordError("bad_record", f"row group {number} cannot be read ({error})")
                 self._groups[number] = table
         if isinstance(table, RecordError):
             raise table
+        return table
+
+    def _read_group(self, number: int) -> pa.Table:
+        """Reads a row group in steps: how much its dictionaries expand to, its footer does not tell."""
+        batches: list[pa.RecordBatch] = []
+        num_bytes = 0
+        for batch in self._file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], use_threads=False):
+            num_bytes += batch.nbytes
+            if num_bytes > self._max_bytes:
+                raise ValueError(f"more than {self._max_bytes} bytes from a file of {self._bytes.size}")
+            batches.append(batch)
+        table = pa.Table.from_batches(batches, self._file.schema_arrow)
+        table.validate()
+        num_rows = self._ends[number] - self._first(number)
+        if table.num_rows != num_rows:
+            raise ValueError(f"{table.num_rows} rows where the footer claims {num_rows}")
         return table
 
 
@@ -160,6 +181,7 @@ class _ShardFile(io.RawIOBase):
     """A shard as a file that pyarrow reads."""
 
     def __init__(self, shard: Shard):
+        self.size = shard.size
         self._shard = shard
         self._position = 0
         self._failure: OSError | None = None
@@ -174,12 +196,12 @@ class _ShardFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._shard.size}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         self._position = max(start + offset, 0)
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        left = max(self._shard.size - self._position, 0)
+        left = max(self.size - self._position, 0)
         try:
             data = self._shard.read_at(self._position, left if size is None or size < 0 else min(size, left))
         except OSError as error:
@@ -196,11 +218,20 @@ class _ShardFile(io.RawIOBase):
 
 def _row_ends(metadata: pq.FileMetaData, size: int) -> list[int]:
     """Returns the number of rows up to the end of each row group, after checking what the footer claims."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    for number, group in enumerate(groups):
-        if group.num_rows < 0 or not 0 <= group.total_byte_size <= size * _MAX_EXPANSION:
-            raise ValueError(f"row group {number} claims {group.num_rows} rows of {group.total_byte_size} bytes")
-    return list(itertools.accumulate(group.num_rows for group in groups))
+    num_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if min(num_rows, default=0) < 0 or sum(num_rows) > size:
+        raise ValueError(f"it claims {sum(num_rows)} rows in {size} bytes")
+    return list(itertools.accumulate(num_rows))
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """Returns a scalar's value; text that is not UTF-8 stays bytes."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
+            return scalar.as_buffer().to_pybytes()
+        raise
 
 
 def _find_image(schema: pa.Schema, image_key: str) -> tuple[str, bool]:

@@ -15,7 +15,7 @@ from clip_data.sources import open_shard
 __all__ = ["TableReader", "find_path_column", "read_image_at"]
 
 _PATH_KEYS = (*IMAGE_KEYS, "image_path", "filepath", "filename", "path", "file")
-_BLOCK_BYTES = 16 << 20  # no line may be longer
+_ROWS_AT_ONCE = 1 << 16  # as Python objects
 
 
 class TableReader:
@@ -39,14 +39,15 @@ class TableReader:
             self.fault = empty_shard(path)
             return
         try:
-            self._columns, num_wrong = _read_columns(shard.read_at(0, shard.size), delimiter)
+            self._columns, wrong = _read_columns(shard.read_at(0, shard.size), delimiter)
             self._image = find_path_column(list(self._columns), image_key)
         except ValueError as error:
             self._columns = {}
             self.fault = Fault(shard=path, reason="bad_shard", detail=f"no table: {error}", lost=False)
             return
-        if num_wrong:
-            detail = f"{num_wrong} lines were left out, whose number of fields is not the first line's"
+        if wrong:
+            lines = ", ".join(map(str, wrong[:10])) + ", …" * (len(wrong) > 10)
+            detail = f"{len(wrong)} lines were left out, whose fields are not as many as the first line's: {lines}"
             self.fault = Fault(shard=path, reason="bad_record", detail=detail, lost=False)
 
     def __len__(self) -> int:
@@ -105,37 +106,46 @@ def read_image_at(name: Any, table: str) -> bytes:
     return shard.read_at(0, shard.size)
 
 
-def _read_columns(data: bytes, delimiter: str) -> tuple[dict[str, Any], int]:
-    """Returns the columns as bytes, undecoded, and how many lines do not fit."""
-    from pyarrow import ArrowInvalid, BufferReader, binary
-    from pyarrow import csv as arrow_csv
+def _read_columns(data: bytes, delimiter: str) -> tuple[dict[str, Any], list[int]]:
+    """Returns the columns as bytes, undecoded, and the numbers of lines that do not fit."""
+    import pyarrow as pa
 
-    first_line = data.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode("utf-8")
+    # Bytes that are not UTF-8 go through as they are: a wrong one in a caption is no reason to lose the table.
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        names = next(csv.reader(io.StringIO(first_line), delimiter=delimiter, strict=True), [])
-    except csv.Error as error:
-        raise ValueError(f"{error} in {first_line!r:.100}") from error
+        names = next(reader, [])
+        first_line = ", ".join(names).encode("utf-8")
+    except (csv.Error, UnicodeEncodeError) as error:
+        raise ValueError(f"the first line cannot be read ({error})") from error
     if len(set(names)) < len(names) or not all(names):
         raise ValueError(f"the first line must name each column, once; it is {first_line!r:.100}")
-    num_wrong = 0
+    chunks: list[list[Any]] = [[] for _ in names]
+    rows: list[list[bytes]] = []
+    wrong: list[int] = []
 
-    def leave_out(_: object) -> str:
-        nonlocal num_wrong
-        num_wrong += 1
-        return "skip"
+    def store() -> None:
+        for chunk, column in zip(chunks, zip(*rows, strict=True), strict=True):
+            chunk.append(pa.array(column, pa.binary()))
+        rows.clear()
 
-    try:
-        table = arrow_csv.read_csv(
-            BufferReader(data),
-            read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out
-            ),
-            convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, binary())),
-        )
-    except ArrowInvalid as error:
-        raise ValueError(str(error)) from error
-    return dict(zip(table.column_names, table.columns, strict=True)), num_wrong
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            wrong.append(reader.line_num)
+            continue
+        if row is None:
+            break
+        if len(row) == len(names):
+            rows.append([field.encode("utf-8", "surrogateescape") for field in row])
+        elif row:  # a blank line is none
+            wrong.append(reader.line_num)
+        if len(rows) == _ROWS_AT_ONCE:
+            store()
+    if rows:
+        store()
+    return {name: pa.chunked_array(chunk, pa.binary()) for name, chunk in zip(names, chunks, strict=True)}, wrong
 
 
 def _decoded(value: bytes | None) -> str | bytes | None:
