@@ -7,9 +7,13 @@ import pytest
 from flax import nnx
 
 from clip_models.config import ComputeConfig, TransformerConfig
+from clip_models.positions import rotation
+from clip_models.remat import rematerialize
 from clip_models.transformer import scan_blocks, stack_blocks
 
-CONFIG = TransformerConfig(width=16, num_layers=4, num_heads=2)
+CONFIG = TransformerConfig(width=16, num_layers=3, num_heads=2)
+INPUT = np.random.default_rng(1).normal(size=(2, 5, 16)).astype(np.float32)
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)[:, None, None, :]
 
 
 def loop_blocks(blocks, x, *, mask, causal):
@@ -22,38 +26,46 @@ def loop_blocks(blocks, x, *, mask, causal):
 
 @pytest.fixture(scope="module")
 def stack():
-    """(graphdef, weights) of four blocks."""
+    """(graphdef, weights) of three blocks."""
     graphdef = nnx.split(nnx.eval_shape(lambda: stack_blocks(CONFIG, ComputeConfig(), rngs=nnx.Rngs(0))))[0]
     return graphdef, jax.jit(lambda: nnx.state(stack_blocks(CONFIG, ComputeConfig(), rngs=nnx.Rngs(0))))()
+
+
+@pytest.fixture(scope="module")
+def loop(stack):
+    """(value, gradients) of the loop, by causal."""
+    graphdef, weights = stack
+
+    def looped(weights, x, causal):
+        return jnp.sin(loop_blocks(nnx.merge(graphdef, weights), x, mask=MASK, causal=causal)).sum()
+
+    value_and_grad = jax.jit(jax.value_and_grad(looped, argnums=(0, 1)), static_argnums=2)
+    return {causal: value_and_grad(weights, INPUT, causal) for causal in (False, True)}
 
 
 @pytest.mark.parametrize(
     ("compute", "causal"),
     [
         ({}, False),
-        ({"unroll": 3}, True),
+        ({"unroll": 2}, True),
         ({"unroll": 9}, False),
         ({"remat": "minimal"}, True),
+        ({"remat": "proj"}, False),
         ({"remat": "full"}, False),
+        ({"remat": "offload"}, False),
     ],
     ids=str,
 )
-def test_scan_is_the_loop(stack, compute, causal):
+def test_scan_is_the_loop(stack, loop, compute, causal):
     graphdef, weights = stack
-    x = jax.random.normal(jax.random.key(1), (2, 5, 16))
-    mask = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)[:, None, None, :]
 
     def scanned(weights, x):
         blocks = nnx.merge(graphdef, weights)
-        return jnp.sin(
-            scan_blocks(blocks, x, config=CONFIG, compute=ComputeConfig(**compute), mask=mask, causal=causal)
-        ).sum()
+        out = scan_blocks(blocks, x, config=CONFIG, compute=ComputeConfig(**compute), mask=MASK, causal=causal)
+        return jnp.sin(out).sum()
 
-    def looped(weights, x):
-        return jnp.sin(loop_blocks(nnx.merge(graphdef, weights), x, mask=mask, causal=causal)).sum()
-
-    value, gradients = jax.jit(jax.value_and_grad(scanned, argnums=(0, 1)))(weights, x)
-    expected_value, expected_gradients = jax.jit(jax.value_and_grad(looped, argnums=(0, 1)))(weights, x)
+    value, gradients = jax.jit(jax.value_and_grad(scanned, argnums=(0, 1)))(weights, INPUT)
+    expected_value, expected_gradients = loop[causal]
     np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients, expected_gradients)
 
@@ -77,4 +89,44 @@ def test_remat_keeps_less(stack):
         loss = lambda w, x: scan_blocks(nnx.merge(graphdef, w), x, config=CONFIG, compute=compute).sum()  # noqa: E731
         return jax.jit(jax.grad(loss)).lower(weights, x).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes("full") < temporary_bytes("minimal") < temporary_bytes("none")
+    sizes = [temporary_bytes(remat) for remat in ("full", "proj", "minimal", "none")]
+    assert sizes == sorted(set(sizes))
+
+
+def test_the_scan_is_the_loop_with_everything_that_layers_differ_in():
+    config = replace(
+        CONFIG,
+        drop_path=0.5,
+        dropout=0.2,
+        attention_dropout=0.2,
+        layer_scale=0.1,
+        block="normformer",
+        qk_norm=True,
+        activation=("silu", "linear"),
+    )
+    compute, turned = ComputeConfig(), rotation(jnp.arange(5)[None], config.head_dim, 100.0)
+    graphdef, weights = nnx.split(stack_blocks(config, compute, rngs=nnx.Rngs(0)))
+    key = jax.random.key(2)
+
+    def scanned(weights):
+        blocks = nnx.merge(graphdef, weights)
+        return scan_blocks(blocks, INPUT, config=config, compute=compute, key=key, rotation=turned)
+
+    def looped(weights):
+        x = INPUT
+        for i, (layer_key, rate) in enumerate(zip(jax.random.split(key, 3), (0.0, 0.25, 0.5), strict=True)):
+            block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], weights))
+            x = block(x, rotation=turned, key=layer_key, depth_rate=jnp.float32(rate))
+        return x
+
+    np.testing.assert_allclose(jax.jit(scanned)(weights), jax.jit(looped)(weights), rtol=1e-5, atol=1e-5)
+
+
+def test_offload_says_where_it_cannot(monkeypatch):
+    class Device:
+        def addressable_memories(self):
+            return []
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    with pytest.raises(ValueError, match="'pinned_host' of the host, which the backend cpu does not have"):
+        rematerialize(lambda x: x, "offload")
