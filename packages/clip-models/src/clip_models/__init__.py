@@ -1,6 +1,8 @@
 """CLIP and SigLIP in JAX: two towers as pure functions on plain dicts, named architectures, weights in and out."""
 
+from clip_models import surgery
 from clip_models.axes import logical_axes
+from clip_models.caption import caption_logits
 from clip_models.clip import (
     ClipOutput,
     Features,
@@ -12,8 +14,9 @@ from clip_models.clip import (
     num_params,
     text_features,
 )
-from clip_models.config import ClipConfig, ComputeConfig, PreprocessConfig, TextConfig, VisionConfig
-from clip_models.preprocess import preprocess_images
+from clip_models.config import ClipConfig, ComputeConfig, DecoderConfig, PreprocessConfig, TextConfig, VisionConfig
+from clip_models.generate import generate
+from clip_models.preprocess import PatchSequences, preprocess_images
 from clip_models.presets import preset, presets
 from clip_models.pretrained import load_config, load_pretrained, save_pretrained
 
@@ -21,13 +24,17 @@ __all__ = [
     "ClipConfig",
     "ClipOutput",
     "ComputeConfig",
+    "DecoderConfig",
     "Features",
+    "PatchSequences",
     "PreprocessConfig",
     "TextConfig",
     "VisionConfig",
     "apply",
+    "caption_logits",
     "encode_image",
     "encode_text",
+    "generate",
     "image_features",
     "init",
     "load_config",
@@ -38,5 +45,6 @@ __all__ = [
     "preset",
     "presets",
     "save_pretrained",
+    "surgery",
     "text_features",
 ]

@@ -18,17 +18,26 @@ class Attention(nnx.Module):
     """Multi-head attention from queries to a sequence; the softmax runs in float32.
 
     Args:
-        config: of the tower; its width is that of queries, sequence and output.
+        config: of the tower; its width is that of queries and output.
         compute: how it runs.
+        sequence_width: size of what is attended to. None: the tower's width.
         rngs: source of keys.
     """
 
-    def __init__(self, config: TransformerConfig, compute: ComputeConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        compute: ComputeConfig,
+        *,
+        sequence_width: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         init = tower_initializers(config)
+        sequence_width = sequence_width or config.width
 
-        def projection() -> Linear:
+        def projection(in_features: int) -> Linear:
             return Linear(
-                config.width,
+                in_features,
                 config.width,
                 axes=("embed", "heads"),
                 kernel_init=init.attention_in,
@@ -41,7 +50,8 @@ class Attention(nnx.Module):
                 return None
             return Norm(config.head_dim, kind="rmsnorm", eps=config.norm_eps, use_bias=False, axes=("head_dim",))
 
-        self.query, self.key, self.value = projection(), projection(), projection()
+        self.query = projection(config.width)
+        self.key, self.value = projection(sequence_width), projection(sequence_width)
         self.query_norm, self.key_norm = head_norm(), head_norm()
         self.out = Linear(
             config.width,
@@ -69,7 +79,7 @@ class Attention(nnx.Module):
 
         Args:
             queries: [b, q, d].
-            sequence: [b, t, d].
+            sequence: [b, t, sequence_width].
             mask: bool, broadcastable to [b, heads, q, t]; True where a query may look.
             causal: whether query i looks no further than position i.
             rotation: turns queries and keys by their positions, which are then the same. None: nothing is turned.

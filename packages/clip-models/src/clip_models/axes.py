@@ -6,7 +6,7 @@ from flax import nnx
 
 from clip_models.config import ClipConfig
 from clip_models.params import Params, unflatten
-from clip_models.towers import text_structure, vision_structure
+from clip_models.towers import decoder_structure, text_structure, vision_structure
 
 
 def logical_axes(config: ClipConfig) -> Params:
@@ -27,6 +27,8 @@ def logical_axes(config: ClipConfig) -> Params:
         tree["vision"] = _axes(vision_structure(config)[1])
     if config.text is not None:
         tree["text"] = _axes(text_structure(config)[1])
+    if config.decoder is not None:
+        tree["decoder"] = _axes(decoder_structure(config)[1])
     if config.has_logits:
         tree["logit_scale"] = ()
         if config.logit_bias_init is not None:

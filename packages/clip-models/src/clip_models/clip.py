@@ -19,7 +19,7 @@ from flax import nnx
 
 from clip_models.config import ClipConfig, ComputeConfig
 from clip_models.params import Params
-from clip_models.towers import bind_text_tower, bind_vision_tower, make_text_tower, make_vision_tower
+from clip_models.towers import bind_text_tower, bind_vision_tower, make_decoder, make_text_tower, make_vision_tower
 
 
 @jax.tree_util.register_dataclass
@@ -84,6 +84,9 @@ def _init(config: ClipConfig, key: jax.Array) -> Params:
         params["vision"] = nnx.to_pure_dict(nnx.state(make_vision_tower(config, vision_key), nnx.Param))
     if config.text is not None:
         params["text"] = nnx.to_pure_dict(nnx.state(make_text_tower(config, text_key), nnx.Param))
+    if config.decoder is not None:
+        decoder_key = jax.random.fold_in(key, 2)
+        params["decoder"] = nnx.to_pure_dict(nnx.state(make_decoder(config, decoder_key), nnx.Param))
     if config.has_logits:
         params["logit_scale"] = jnp.float32(config.logit_scale_init)
         if config.logit_bias_init is not None:

@@ -204,9 +204,9 @@ class DecoderConfig(TransformerConfig):
         bos_token_id: the id that a caption starts from.
         eos_token_id: the id that ends a caption.
         pad_token_id: the id after the end.
-        mask_token_id: the id that stands in every position under parallel prediction. None: there is none.
-        parallel_fraction: share of the training captions that are predicted in parallel: all inputs are
-            ``mask_token_id`` and every position sees every other.
+        mask_token_id: the id that stands for every token under parallel prediction. None: there is none.
+        parallel_fraction: share of the training captions that are predicted in parallel: all inputs after
+            ``bos_token_id`` are ``mask_token_id``, and every position sees every other.
         tied_embedding: whether the logits are products with the token embedding, without weights of their own.
 
     References:

@@ -92,6 +92,30 @@ class VisionTower(nnx.Module):
             (pooled float32 [b, k·d], hidden [b, n, d] in the compute dtype): of the class token, the registers if they
             are kept, and the patches. As in transformers, hidden is normalised unless ``final_norm`` is ``pooled``.
         """
+        hidden, mask = self.hidden(
+            pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key
+        )
+        return self._pool(hidden, mask), hidden
+
+    def hidden(
+        self,
+        pixel_values: jax.Array,
+        *,
+        pixel_attention_mask: jax.Array | None = None,
+        spatial_shapes: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Runs the tower up to the hidden vectors.
+
+        Args:
+            pixel_values: as in :meth:`__call__`.
+            pixel_attention_mask: as in :meth:`__call__`.
+            spatial_shapes: as in :meth:`__call__`.
+            key: as in :meth:`__call__`.
+
+        Returns:
+            (hidden as of :meth:`__call__`, bool [b, n], False at padding). None: there is no padding.
+        """
         config = self.config
         check_images(config, pixel_values, pixel_attention_mask, spatial_shapes)
         patch_key, embed_key, blocks_key = (None, None, None) if key is None else jax.random.split(key, 3)
@@ -127,7 +151,8 @@ class VisionTower(nnx.Module):
             mask=None if mask is None else mask[:, None, None, :],
             rotation=turned,
         )
-        return self._pool(*self._drop_registers(hidden, mask))
+        hidden, mask = self._drop_registers(hidden, mask)
+        return self.norm(hidden) if config.final_norm == "hidden" else hidden, mask
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Maps the pooled vector, float32 [b, k·d], to the shared embedding, [b, e], not normalised."""
@@ -187,11 +212,8 @@ class VisionTower(nnx.Module):
         tokens = slice(int(bool(config.class_token)), self._num_before)
         return jnp.delete(hidden, tokens, axis=1), None if mask is None else jnp.delete(mask, tokens, axis=1)
 
-    def _pool(self, hidden: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns (pooled, hidden), each normalised where the config says."""
+    def _pool(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         config = self.config
-        if config.final_norm == "hidden":
-            hidden = self.norm(hidden)
         if self.map_head is not None:
             pooled = self.map_head(hidden, mask)
         elif config.pool == "cls":
@@ -202,4 +224,4 @@ class VisionTower(nnx.Module):
         pooled = pooled.astype(jnp.float32)
         if config.final_norm == "pooled":
             pooled = self.norm(pooled)
-        return pooled.reshape(pooled.shape[0], math.prod(pooled.shape[1:])), hidden
+        return pooled.reshape(pooled.shape[0], math.prod(pooled.shape[1:]))
