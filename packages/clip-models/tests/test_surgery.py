@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import clip_models
-from clip_models import PreprocessConfig, init, surgery
-from clip_models.config import DecoderConfig
+from clip_models import DecoderConfig, PreprocessConfig, init, surgery
 from clip_models.params import flatten, shapes
 
 encode_image = jax.jit(clip_models.encode_image, static_argnums=0)
@@ -172,6 +171,12 @@ def test_a_tower_from_another_model(siglip, clip, random_params, pixel_values, i
     new_config, new_params = surgery.replace_vision(text_config, text_params, (siglip, params), KEY)
     assert_fits(new_config, new_params)
     np.testing.assert_allclose(new_params["logit_scale"], clip.logit_scale_init)
+    # a text encoder that is not projected gets a projection
+    bare = {name: part for name, part in text_params["text"].items() if name != "projection"}
+    bare_config = replace(text_config, projection_dim=None)
+    new_config, new_params = surgery.replace_vision(bare_config, {"text": bare}, (siglip, params), KEY)
+    assert_fits(new_config, new_params)
+    assert new_config.embed_dim == siglip.vision.width
 
 
 def test_a_decoder_keeps_the_width_it_reads(siglip, random_params):

@@ -125,8 +125,8 @@ def only_text(config: ClipConfig, params: Mapping[str, Any]) -> Model:
         (config, params); :func:`clip_models.encode_text` gives what it gave.
     """
     _text(config)
-    embed_dim = config.embed_dim  # without the image tower nothing else says it
-    return replace(config, vision=None, decoder=None, projection_dim=embed_dim), {"text": params["text"]}
+    projection_dim = config.text_projection_dim  # which may have followed from the image tower
+    return replace(config, vision=None, decoder=None, projection_dim=projection_dim), {"text": params["text"]}
 
 
 def fresh_head(
@@ -257,8 +257,8 @@ def _resample(table: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _redraw(config: ClipConfig, params: Mapping[str, Any], key: jax.Array, fresh: Sequence[str]) -> Model:
     """Keeps the arrays that the config still has, and draws those under the names in ``fresh`` as init does."""
     expected, flat = shapes(jax.eval_shape(lambda: init(config, jax.random.key(0)))), flatten(params)
-    text = "text/projection/kernel"
-    if text in flat and flat[text].shape != expected.get(text):
+    text = {name: shape for name, shape in expected.items() if name.startswith("text/projection/")}
+    if any(name not in flat or flat[name].shape != shape for name, shape in text.items()):
         fresh = [*fresh, "text/projection"]
     drawn = [name for name in expected if any(name == part or name.startswith(f"{part}/") for part in fresh)]
     # under jit, what is not returned is not drawn
