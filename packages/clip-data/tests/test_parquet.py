@@ -138,3 +138,33 @@ def test_order_and_resume(write, encode):
     assert len({key for keys in expected for key in keys}) == 90
     assert run(8) == expected
     assert run(2, skip=5) == expected[5:]
+
+
+def test_captions_that_are_drawn(write, encode):
+    count = 400
+    columns = {
+        "png": [encode()] * count,
+        "alt": ["alt"] * count,
+        "synthetic": ["made"] * count,
+        "blank": [" "] * count,
+        "several": [["one", None, "", "two"]] * count,
+    }
+    path = write(columns)
+
+    def captions(key, seed=0, skip=0):
+        source = SourceConfig(format="parquet", shards=path, caption_key=key)
+        config = DataConfig(sources=(source,), image_size=8, tokenizer=None, text_length=1, seed=seed)
+        with Pipeline(config, global_batch_size=50) as pipeline:
+            pipeline.seek({**pipeline.cursor(), "position": 50 * skip})
+            return [caption for batch in itertools.islice(pipeline, 16 - skip) for caption in batch.caption]
+
+    weighted = captions({"alt": 3.0, "synthetic": 1.0, "blank": 5.0, "missing": 1.0})
+    assert set(weighted) == {"alt", "made"}
+    assert 0.68 < weighted.count("alt") / 800 < 0.82
+    assert weighted[:400] != weighted[400:]  # the next epoch draws again
+    assert captions({"alt": 3.0, "synthetic": 1.0, "blank": 5.0, "missing": 1.0}, skip=9) == weighted[450:]
+    assert captions(("alt", "synthetic"), seed=1) != captions(("alt", "synthetic"), seed=2)
+    several = captions("several")
+    assert set(several) == {"one", "two"}
+    assert 0.4 < several.count("one") / 800 < 0.6
+    assert set(captions(("blank", "missing"))) == {""}

@@ -27,6 +27,7 @@ Reason = Literal[
     "bad_length",  # a damaged length: the rest of the shard cannot be found
     "empty_shard",
     "bad_shard",  # nothing of it can be read
+    "duplicate_key",  # kept; of adjacent tar members of one name, the first
     "filtered",  # not wanted, by a filter or the transform
     "null_image",  # a row that says itself that it has no image, as img2dataset writes failed downloads
 ]

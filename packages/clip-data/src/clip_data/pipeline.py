@@ -20,7 +20,7 @@ from clip_data.faults import Fault, FaultLog
 from clip_data.filters import filters_identity
 from clip_data.job import Job, Preparer
 from clip_data.order import Order
-from clip_data.records import IndexedShard, list_source
+from clip_data.records import IndexedShard, list_sources
 from clip_data.sources import expected_count
 from clip_data.transform import transform_identity
 from clip_data.workers import Workers
@@ -71,7 +71,7 @@ class Pipeline:
         self._global_batch_size = global_batch_size
         self._batch_size = global_batch_size // process_count
         self._first_row = process_index * self._batch_size
-        self._paths = [list_source(source) for source in config.sources]
+        self._paths = list_sources(config.sources)
         self._log = FaultLog(max_bad_fraction=config.max_bad_fraction)
         self._workers = Workers(config.num_threads or _num_cores())
         self._stop = weakref.finalize(self, self._workers.stop)

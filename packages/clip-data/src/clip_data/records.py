@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from clip_data.config import Format, SourceConfig
@@ -15,7 +15,7 @@ from clip_data.table import TableReader
 from clip_data.tfrecord import TFRecordReader
 from clip_data.webdataset import TarReader
 
-__all__ = ["FOLDERS", "IndexedShard", "Reader", "Record", "list_source", "read_records", "scan"]
+__all__ = ["FOLDERS", "IndexedShard", "Reader", "Record", "list_source", "list_sources", "read_records", "scan"]
 
 FOLDERS: frozenset[Format] = frozenset({"folder", "class_folder"})
 """Formats whose shards are folders."""
@@ -122,6 +122,27 @@ def list_source(source: SourceConfig) -> list[str]:
             f"{len(paths)}: name the folder above them, or give each its own source"
         )
     return paths
+
+
+def list_sources(sources: Sequence[SourceConfig]) -> list[list[str]]:
+    """Lists the shards of several sources.
+
+    Raises:
+        FileNotFoundError: Shards are missing; those of all sources are named.
+        PermissionError: Likewise, where none is missing.
+        ValueError: As ``list_source`` raises.
+    """
+    found: list[list[str]] = []
+    errors: dict[type[OSError], list[str]] = {FileNotFoundError: [], PermissionError: []}
+    for source in sources:
+        try:
+            found.append(list_source(source))
+        except (FileNotFoundError, PermissionError) as error:
+            errors[type(error)].append(str(error))
+    for kind, messages in errors.items():
+        if messages:
+            raise kind("; ".join(messages))
+    return found
 
 
 def read_records(source: SourceConfig, *, max_bad_fraction: float = 0.1) -> Iterator[Record]:

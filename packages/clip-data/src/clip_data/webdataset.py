@@ -60,13 +60,15 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
         shard: An open shard.
 
     Returns:
-        One entry for each sample whose members are all whole, and what ended the walk early, if anything did. Of two
-        adjacent members of one name, the first counts.
+        One entry for each sample whose members are all whole, and what ended the walk early, if anything did, or else
+        that names came again. Of two adjacent members of one name, the first counts.
     """
     entries: list[TarEntry] = []
     if not shard.size:
         return entries, empty_shard(shard.path)
     stem, offset = "", 0
+    stems: set[str] = set()
+    num_again = 0
     long_name: str | None = None
     long_size: int | None = None
     fault: Fault | None = None
@@ -107,6 +109,9 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
                 if stem != f"{directory}/{base}" or not entries:
                     stem = f"{directory}/{base}"
                     entries.append((base, {}))
+                    num_again += stem in stems
+                    stems.add(stem)
+                num_again += extension.lower() in entries[-1][1]
                 entries[-1][1].setdefault(extension.lower(), (data, size))
         offset = data + -(-size // _BLOCK) * _BLOCK
     else:
@@ -114,6 +119,11 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
         fault = _fault(shard, offset, "shard_cut_short", "the file has no closing blocks", len(entries))
     if fault is not None and entries:
         entries.pop()
+    if fault is None and num_again:
+        detail = (
+            f"{num_again} names came again; of adjacent members of one name the first counts, other samples are kept"
+        )
+        fault = Fault(shard=shard.path, reason="duplicate_key", detail=detail, lost=False)
     return entries, fault
 
 
