@@ -137,6 +137,12 @@ def test_rare_records_are_found_and_none_at_all_fails_at_once(filtered):
         pytest.raises(DataError, match=r"leave next to nothing.*no nolabel; the fields are key"),
     ):
         next(pipeline)
+    none = filtered(Filter(column="label", min=99), shuffle=False, num_epochs=1)
+    with (
+        Pipeline(none, global_batch_size=6) as pipeline,
+        pytest.raises(DataError, match=r"none of 60 samples is wanted \(60 filtered\)"),
+    ):
+        list(pipeline)
 
 
 def test_a_cursor_knows_its_filters(filtered, tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 
 from clip_data.batch import Batch
 from clip_data.config import DataConfig, SourceConfig
-from clip_data.faults import Fault, FaultLog
+from clip_data.faults import DataError, Fault, FaultLog
 from clip_data.filters import filters_identity
 from clip_data.job import Job, Preparer
 from clip_data.order import Order
@@ -76,6 +76,7 @@ class Pipeline:
         self._workers = Workers(config.num_threads or _num_cores())
         self._stop = weakref.finalize(self, self._workers.stop)
         self._position: int = 0
+        self._found_any: bool = False
         self._next_start: int = 0
         self._jobs: deque[Job] = deque()
         try:
@@ -132,6 +133,7 @@ class Pipeline:
             raise ValueError("the pipeline is closed; make a new one")
         self._fill()
         if not self._jobs:
+            self._refuse_nothing()
             raise StopIteration
         job = self._jobs[0]
         batch = job.future.result()
@@ -141,6 +143,7 @@ class Pipeline:
         faults = [fault for row in job.faults for fault in row]
         lost = 0 if self.config.evaluates else sum(fault.lost for fault in faults)
         self._log.add(faults, num_samples=len(job.positions) + lost)
+        self._found_any |= bool(batch.mask.any())
         return batch
 
     def cursor(self) -> dict[str, Any]:
@@ -212,6 +215,14 @@ class Pipeline:
                 reason = f": {faults[0]}" if faults else ""
                 raise ValueError(f"no record in {source.shards} as format {source.format!r}{reason}")
         return counts
+
+    def _refuse_nothing(self) -> None:
+        """Raises where an evaluation by one process held no wanted record at all; several share what there is."""
+        if not self._found_any and self.skipped and self._batch_size == self._global_batch_size:
+            counts = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+            raise DataError(
+                f"none of {self.num_samples} samples is wanted ({counts}); check the filters and their columns"
+            )
 
     def _fill(self) -> None:
         total = None if self.config.num_epochs is None else self.num_samples * self.config.num_epochs
