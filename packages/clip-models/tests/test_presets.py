@@ -40,16 +40,45 @@ PUBLISHED = {
     "siglip2-b-16-naflex": 375.23,
     "siglip2-so400m-16-naflex": 1135.67,
 }
-UNPUBLISHED = [*(f"clip-jax-{size}" for size in ("tiny", "small", "base", "large", "huge")), "cappa-large-16"]
+
+
+def blocks(width: int, num_layers: int, mlp_dim: int, *, products: int, scales: int, attentions: int = 1) -> int:
+    return num_layers * (4 * attentions * width**2 + products * width * mlp_dim + scales)
+
+
+def clip_jax(text: tuple[int, int, int], vision: tuple[int, int, int], embed_dim: int, *, products: int = 3) -> int:
+    """NormFormer's norm after attention has the only scales, and nothing has a bias."""
+    towers = sum(blocks(*tower, products=products, scales=tower[0]) for tower in (text, vision))
+    return towers + 50048 * text[0] + 768 * vision[0] + (text[0] + vision[0]) * embed_dim + 2
+
+
+# clip-jax gives no counts; these follow from its table of dims.
+DERIVED = {
+    "clip-jax-tiny": clip_jax((256, 2, 512), (256, 2, 512), 128),
+    "clip-jax-small": clip_jax((512, 5, 1024), (512, 5, 1024), 512, products=2),
+    "clip-jax-base": clip_jax((512, 12, 2048), (768, 12, 3072), 512),
+    "clip-jax-large": clip_jax((768, 12, 2048), (1024, 24, 2688), 768),
+    "clip-jax-huge": clip_jax((1024, 20, 3072), (1024, 30, 3072), 1024),
+    # patches, rows and columns, registers; the decoder's tokens and head; heads of 64 have scales for queries and keys
+    "cappa-large-16": (768 + 32 + 8) * 1024
+    + blocks(1024, 24, 3072, products=3, scales=2 * 64)
+    + 2 * 65536 * 1024
+    + blocks(1024, 12, 3072, products=3, scales=4 * 64, attentions=2),
+}
 
 
 def test_every_preset_is_here():
-    assert sorted(presets()) == sorted([*PUBLISHED, *UNPUBLISHED])
+    assert sorted(presets()) == sorted([*PUBLISHED, *DERIVED])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count(name):
     assert round(num_params(preset(name)) / 1e6, 2) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_parameter_count(name):
+    assert num_params(preset(name)) == DERIVED[name]
 
 
 def test_inputs_are_those_of_the_published_weights():

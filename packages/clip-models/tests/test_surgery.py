@@ -54,6 +54,17 @@ def test_resized_images(config, params):
     assert np.isfinite(encode_image(new_config, new_params, pixels)).all()
 
 
+@pytest.mark.parametrize("positions", ["learnt", "factorized"])
+def test_resized_images_are_what_a_flexible_tower_sees(siglip, random_params, positions):
+    config = replace(siglip, vision=replace(siglip.vision, positions=positions, flexible=True))
+    params = random_params(config)
+    for size in ((12, 28), (8, 8)):
+        pixels = np.random.default_rng(5).normal(size=(2, *size, 3)).astype(np.float32)
+        resized = surgery.resize_images(config, params, size)
+        assert_fits(*resized)
+        np.testing.assert_allclose(encode_image(config, params, pixels), encode_image(*resized, pixels), atol=1e-5)
+
+
 def test_resampled_positions_lie_between_the_old(siglip, random_params):
     params = random_params(siglip)
     rows, columns = np.mgrid[:4, :4]
