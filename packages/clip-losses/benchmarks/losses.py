@@ -20,6 +20,7 @@ from jax import lax
 from clip_losses import sigmoid_loss, softmax_loss
 
 WIDTH, CHUNK, BIAS = 512, 512, -10.0
+TILE = 1024, 512  # what "auto" takes on CPU
 dot = functools.partial(jnp.matmul, precision="highest")
 
 
@@ -67,17 +68,20 @@ def softmax_open_clip(image, text, scale):
 def products(image, text, scale):
     """Nothing but three products per tile, in our loop's order: the least that gradients cost."""
 
+    height, width = TILE
+    num_strips, num_cells = len(image) // height, len(text) // width
+
     def cell(i, sums):
-        r, c = i // (len(text) // CHUNK) * CHUNK, i % (len(text) // CHUNK) * CHUNK
-        row, col = lax.dynamic_slice_in_dim(image, r, CHUNK), lax.dynamic_slice_in_dim(text, c, CHUNK)
+        r, c = i // num_cells * height, i % num_cells * width
+        row, col = lax.dynamic_slice_in_dim(image, r, height), lax.dynamic_slice_in_dim(text, c, width)
         g = dot(row, col.T)
         moved = []
         for total, start, product in ((sums[0], r, dot(g, col)), (sums[1], c, dot(g.T, row))):
-            old = lax.dynamic_slice_in_dim(total, start, CHUNK)
+            old = lax.dynamic_slice_in_dim(total, start, len(product))
             moved.append(lax.dynamic_update_slice_in_dim(total, old + product, start, 0))
         return tuple(moved)
 
-    return lax.fori_loop(0, (len(image) // CHUNK) ** 2, cell, (jnp.zeros_like(image), jnp.zeros_like(text)))
+    return lax.fori_loop(0, num_strips * num_cells, cell, (jnp.zeros_like(image), jnp.zeros_like(text)))
 
 
 def embeds(rows):

@@ -123,8 +123,9 @@ def settle(
         shape = (num_rows, num_rows)
     elif tile == "auto":
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        side = 512 if platform == "cpu" else 2048
-        shape = (256, num_rows) if strips and axis_name is None and num_rows <= 65536 else (side, side)
+        shape = (1024, 512) if platform == "cpu" else (2048, 2048)
+        if strips and axis_name is None and num_rows <= 65536:
+            shape = (256, num_rows)
     else:
         shape = (tile, tile) if isinstance(tile, int) else tuple(tile)
         if len(shape) != 2 or not all(isinstance(size, int) and size > 0 for size in shape):

@@ -70,7 +70,7 @@ def sigmoid_loss(
         image_ids: ``[b]`` integer. Rows with equal ids hold the same image, so each matches the other's text.
         text_ids: ``[b]`` integer. Rows with equal ids hold the same text.
         mask: ``[b]`` bool. Where it is False, both sides of the row are dropped, whatever they hold.
-        tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is 512 on CPU and 2048 elsewhere.
+        tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is (1024, 512) on CPU and 2048 elsewhere.
         impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 1024 rows on one device.
         precision: Of the products. None is the highest: accelerators' defaults round float32 inputs.
         reduction: ``"mean"`` divides by the kept rows, ``"sum"`` does not.

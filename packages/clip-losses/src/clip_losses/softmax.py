@@ -73,8 +73,8 @@ def softmax_loss(
         mask: ``[b]`` bool. Where it is False, both sides of the row are dropped, whatever they hold.
         label_smoothing: ``ε`` in ``[0, 1)``.
         direction: ``"both"``, or one of ``"image_to_text"`` and ``"text_to_image"`` alone (InfoNCE).
-        tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is 512 on CPU and 2048 elsewhere, and for
-            one direction 256 whole rows of up to 65,536, which saves a product.
+        tile: Rows and columns of a tile, as one integer or a pair; ``"auto"`` is (1024, 512) on CPU and 2048 elsewhere,
+            and for one direction 256 whole rows of up to 65,536, which saves a product.
         impl: ``"tiled"``, ``"dense"`` (one tile of all rows), or ``"auto"``: dense up to 8192 rows on one device
             (1024 for one direction), where one tile saves a product.
         precision: Of the products. None is the highest: accelerators' defaults round float32 inputs.
