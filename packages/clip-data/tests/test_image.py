@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from clip_data import decode_image
 from clip_data.faults import RecordError
+from clip_data.image import decode_patches
 from clip_data.resize import resize
 
 RNG = np.random.default_rng(0)
@@ -167,3 +168,36 @@ def test_bombs_are_refused_from_their_header(encode):
     for data in (png, bytes(webp), bytes(jpeg)):
         with pytest.raises(RecordError, match="image_too_large"):
             decode_image(data)
+
+
+@pytest.mark.parametrize("size", [(18, 31), (31, 18), (24, 24)])
+@pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
+def test_frames_of_any_shape(encode, size, mode):
+    data = encode(photograph(50, 64))
+    out = np.full((*size, 3), 9, np.uint8)
+    assert decode_image(data, size=size, resize_mode=mode, out=out) is out
+    np.testing.assert_array_equal(out, decode_image(data, size=size, resize_mode=mode))
+    ratio = max(50 / size[0], 64 / size[1])
+    if mode == "longest":  # as much black as the picture leaves
+        rows, columns = (out.any(2).any(axis).sum() for axis in (1, 0))
+        assert (rows, columns) == (max(1, round(50 / ratio)), max(1, round(64 / ratio)))
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (37, 1000), (64, 64), (3, 5), (511, 385)])
+def test_patches_match_transformers(encode, shape):
+    processors = pytest.importorskip("transformers.models.siglip2.image_processing_pil_siglip2")  # transformers 5
+    pixels = photograph(*shape)
+    processor = processors.Siglip2ImageProcessorPil(patch_size=4, max_num_patches=50, do_normalize=False)
+    expected = processor(images=[Image.fromarray(pixels)], return_tensors="np", do_rescale=False)
+    patches, rows, columns = decode_patches(encode(pixels), patch_size=4, max_patches=50)
+    assert expected["spatial_shapes"].tolist() == [[rows, columns]]
+    assert expected["pixel_attention_mask"].sum() == rows * columns == len(patches)
+    within_one_level(patches, expected["pixel_values"][0, : len(patches)])
+
+
+def test_a_large_jpeg_has_the_same_patches_scaled(encode):
+    data = encode(photograph(601, 803), form="JPEG", quality=90)
+    whole, *grid = decode_patches(data, patch_size=8, max_patches=64)
+    scaled, *scaled_grid = decode_patches(data, patch_size=8, max_patches=64, scaled=True)
+    assert scaled_grid == grid
+    assert 10 * np.log10(255**2 / np.mean((whole - scaled.astype(float)) ** 2)) > 45

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from clip_data import DataConfig, DataError, Pipeline, SourceConfig, job
+from clip_data import DataConfig, DataError, Pipeline, SourceConfig, preparer
 from clip_data import pipeline as pipeline_module
 from clip_data.tfrecord import write_examples
 
@@ -294,15 +294,15 @@ def test_what_a_thread_raises_reaches_the_caller(config, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError("in a thread")
 
-    monkeypatch.setattr(job, "decode_image", fail)
+    monkeypatch.setattr(preparer, "decode_image", fail)
     with Pipeline(config(), global_batch_size=4) as pipeline, pytest.raises(ZeroDivisionError, match="in a thread"):
         next(pipeline)
 
 
 def test_prefetch_is_bounded(config, monkeypatch):
     decoded = []
-    decode = job.decode_image
-    monkeypatch.setattr(job, "decode_image", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    decode = preparer.decode_image
+    monkeypatch.setattr(preparer, "decode_image", lambda *a, **k: decoded.append(1) or decode(*a, **k))
     with Pipeline(config(prefetch=3), global_batch_size=5) as pipeline:
         next(pipeline)
         time.sleep(0.2)
@@ -311,7 +311,7 @@ def test_prefetch_is_bounded(config, monkeypatch):
 
 def test_close_does_not_wait_for_a_hanging_read(config, monkeypatch):
     hang = threading.Event()
-    monkeypatch.setattr(job, "decode_image", lambda *_, **__: hang.wait())
+    monkeypatch.setattr(preparer, "decode_image", lambda *_, **__: hang.wait())
     pipeline = Pipeline(config(), global_batch_size=4)
     threading.Timer(0.2, pipeline.close).start()
     begin = time.perf_counter()
@@ -327,8 +327,8 @@ def test_close_does_not_wait_for_a_hanging_read(config, monkeypatch):
 def test_the_process_ends_whatever_hangs(config, shards):
     code = f"""if True:
         import os, signal, threading
-        from clip_data import DataConfig, Pipeline, SourceConfig, job
-        job.decode_image = lambda *_, **__: threading.Event().wait()
+        from clip_data import DataConfig, Pipeline, SourceConfig, preparer
+        preparer.decode_image = lambda *_, **__: threading.Event().wait()
         source = SourceConfig(format="tfrecord", shards={shards!r})
         config = DataConfig(sources=(source,), image_size=8, tokenizer=None, text_length=1)
         pipeline = Pipeline(config, global_batch_size=4)
@@ -344,8 +344,8 @@ def test_the_process_ends_whatever_hangs(config, shards):
     ("wrong", "message"),
     [
         ({"sources": ()}, "at least one source"),
-        ({"image_size": 0}, "image_size must be at least 1, not 0"),
-        ({"resize_mode": "crop"}, "squash, shortest, longest, not 'crop'"),
+        ({"image_size": 0}, "image_size must be a side or a height and a width, at least 1, not 0"),
+        ({"resize_mode": "crop"}, "squash, shortest, longest, naflex, not 'crop'"),
         ({"max_bad_fraction": 2.0}, r"lie in \[0, 1\], not 2.0"),
         ({"num_epochs": 0}, "num_epochs"),
     ],
@@ -366,3 +366,43 @@ def test_config_refuses(config, wrong, message):
 def test_pipeline_refuses(config, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         Pipeline(config(**options), **arguments)
+
+
+def test_naflex_batches(tmp_path, encode):
+    rng = np.random.default_rng(0)
+    shapes = [(40, 40), (16, 64), (90, 30), (8, 8)]
+    pictures = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    write_examples(tmp_path / "a.tfrecord", [{"key": str(n), "png": encode(p)} for n, p in enumerate(pictures)])
+    options = {"resize_mode": "naflex", "patch_size": 4, "max_patches": 20, "interpolation": "bilinear"}
+    source = SourceConfig(format="tfrecord", shards=str(tmp_path / "a.tfrecord"))
+    config = DataConfig(
+        sources=(source,), image_size=8, tokenizer=None, text_length=1, shuffle=False, num_epochs=1, **options
+    )
+    with Pipeline(config, global_batch_size=3) as pipeline:
+        first, last = pipeline
+    assert first.image.shape == (3, 20, 48)
+    assert first.spatial_shapes.tolist() == [[4, 4], [2, 8], [6, 2]]
+    lengths = first.spatial_shapes.prod(1)
+    assert first.pixel_attention_mask.tolist() == [[1] * n + [0] * (20 - n) for n in lengths]
+    assert all(image[n - 1].any() and not image[n:].any() for image, n in zip(first.image, lengths, strict=True))
+    assert last.mask.tolist() == [True, False, False]
+    assert last.spatial_shapes.tolist()[1:] == [[0, 0]] * 2
+    assert not last.image[1:].any()
+
+
+def test_a_cursor_is_small(config, tmp_path, examples):
+    sources = []
+    for n in range(60):
+        write_examples(tmp_path / f"source-{n}.tfrecords", examples(n, n + 1))
+        sources.append(
+            SourceConfig(format="tfrecord", shards=str(tmp_path / f"source-{n}.tfrecords"), weight=n + 0.123)
+        )
+    options = {"image_size": 8, "tokenizer": None, "text_length": 1}
+    with Pipeline(DataConfig(sources=sources, **options), global_batch_size=4) as pipeline:
+        cursor = pipeline.cursor()
+    assert len(json.dumps(cursor)) < 4096
+    with (
+        Pipeline(DataConfig(sources=sources[::-1], **options), global_batch_size=4) as pipeline,
+        pytest.raises(ValueError, match="sources was"),
+    ):
+        pipeline.seek(cursor)

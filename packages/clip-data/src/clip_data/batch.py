@@ -16,7 +16,8 @@ class Batch:
     Only an evaluation holds rows that are not: their pixels are zero and their captions empty.
 
     Args:
-        image: uint8 [b, h, w, 3], RGB in [0, 255].
+        image: uint8 [b, h, w, 3], RGB in [0, 255]; with ``"naflex"`` patches, uint8 [b, p, patch · patch · 3], in the
+            order of transformers' Siglip2ImageProcessor, zero after the last.
         input_ids: int32 [b, t], or None where the pipeline has no tokenizer.
         attention_mask: int32 [b, t], 1 at tokens and 0 at padding, or None likewise.
         mask: bool [b], True for real rows.
@@ -25,6 +26,8 @@ class Batch:
         label: int32 [b], -1 where a record has none; None where no record of the batch has one.
         key: b keys, for people.
         caption: b captions, for people.
+        pixel_attention_mask: int32 [b, p], 1 at patches and 0 after the last; None without ``"naflex"``.
+        spatial_shapes: int32 [b, 2], the rows and columns of patches; likewise.
     """
 
     image: np.ndarray
@@ -36,6 +39,8 @@ class Batch:
     label: np.ndarray | None
     key: list[str]
     caption: list[str]
+    pixel_attention_mask: np.ndarray | None = None
+    spatial_shapes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.mask)

@@ -81,9 +81,16 @@ class DataConfig:
 
     Args:
         sources: At least one.
-        image_size: Side of the images, in pixels.
-        resize_mode: How a picture becomes square, as in ``decode_image``.
+        image_size: Side of the images, or their height and width, in pixels.
+        resize_mode: How a picture gets to that size, as in ``decode_image``; or ``"naflex"``, which keeps its aspect
+            ratio and cuts it into patches.
+        patch_size: Side of a patch, in pixels, with ``"naflex"``.
+        max_patches: Length of its sequences, to which every picture is scaled as nearly as whole patches allow. A batch
+            holds ``global_batch_size · max_patches`` tokens.
         interpolation: Of the resize: ``"bicubic"`` or ``"bilinear"``, always antialiased.
+        strict: Whether a JPEG that libjpeg warns about is a damaged one.
+        scaled_decoding: Whether a JPEG of twice ``image_size`` or more may be decoded at 1/2, 1/4 or 1/8 first. None
+            does so in training, and evaluates on exact pixels.
         tokenizer: A directory or a name on the Hugging Face Hub. None: images only; captions are passed on, and may
             be empty.
         text_length: Tokens of a text.
@@ -101,7 +108,11 @@ class DataConfig:
         transform: A pure function that replaces a record, or drops it by None, before it is decoded. A cursor knows it
             by its ``identity``, or its module and name.
         max_bad_fraction: Share of samples that may be unusable before the run stops, in [0, 1].
+        executor: ``"threads"`` reads every format; ``"tensorflow"`` leaves TFRecords to tf.data, which needs the extra
+            ``clip-data[tensorflow]``. Both make the same batches. ``"auto"`` takes the threads, which are the faster.
         num_threads: That decode; None is one for each core that the process may use.
+        num_workers: Processes that decode, with as many threads in all. 0 decodes in this process, where Python's lock
+            ends it near 40,000 images a second.
         prefetch: Batches prepared ahead.
 
     Raises:
@@ -109,9 +120,13 @@ class DataConfig:
     """
 
     sources: tuple[SourceConfig, ...]
-    image_size: int
-    resize_mode: ResizeMode = "squash"
+    image_size: int | tuple[int, int]
+    resize_mode: ResizeMode | Literal["naflex"] = "squash"
+    patch_size: int = 16
+    max_patches: int = 256
     interpolation: Interpolation = "bicubic"
+    strict: bool = True
+    scaled_decoding: bool | None = None
     tokenizer: str | None
     text_length: int
     lower_case: bool = False
@@ -125,15 +140,24 @@ class DataConfig:
     empty_caption: Literal["drop", "keep"] = "drop"
     transform: Transform | None = None
     max_bad_fraction: float = 0.1
+    executor: Literal["auto", "threads", "tensorflow"] = "auto"
     num_threads: int | None = None
+    num_workers: int = 0
     prefetch: int = 2
 
     def __post_init__(self):
         object.__setattr__(self, "sources", tuple(self.sources))
         if not self.sources:
             raise ValueError("sources must hold at least one source; got none")
+        if not isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        if len(self.image_shape) != 2 or min(self.image_shape) < 1:
+            raise ValueError(f"image_size must be a side or a height and a width, at least 1, not {self.image_size!r}")
+        if self.num_workers < 0 or (self.num_workers and self.executor == "tensorflow"):
+            raise ValueError(f"num_workers must be 0 or more, and 0 with tensorflow, not {self.num_workers!r}")
         for name in (
-            "image_size",
+            "patch_size",
+            "max_patches",
             "text_length",
             "num_epochs",
             "block_shards",
@@ -145,10 +169,11 @@ class DataConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value!r}")
         choices = {
-            "resize_mode": ("squash", "shortest", "longest"),
+            "resize_mode": ("squash", "shortest", "longest", "naflex"),
             "interpolation": ("bicubic", "bilinear"),
             "padding": ("max_length", "longest"),
             "empty_caption": ("drop", "keep"),
+            "executor": ("auto", "threads", "tensorflow"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -156,6 +181,21 @@ class DataConfig:
         transform_identity(self.transform)
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def decodes_scaled(self) -> bool:
+        """Whether large JPEGs are decoded at a fraction of their size."""
+        return not self.evaluates if self.scaled_decoding is None else self.scaled_decoding
+
+    @property
+    def drops_empty_captions(self) -> bool:
+        """Whether a sample needs a caption: where there is a tokenizer, and ``empty_caption`` says so."""
+        return self.tokenizer is not None and self.empty_caption == "drop"
 
     @property
     def evaluates(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImag
 from clip_data.faults import RecordError
 from clip_data.picture import picture_header
 
-__all__ = ["MAX_PIXELS", "decode_pixels"]
+__all__ = ["MAX_PIXELS", "Decoded", "decode_pixels"]
 
 MAX_PIXELS = 64 * 1024 * 1024
 
@@ -44,6 +45,27 @@ _PLUGINS = {
 }
 
 
+class Decoded(NamedTuple):
+    """An image's pixels.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+        height: Of the image itself.
+        width: Likewise.
+        part: 1, 2, 4 or 8: its sides over this, rounded up, are those of ``pixels``.
+    """
+
+    pixels: np.ndarray
+    height: int
+    width: int
+    part: int = 1
+
+    @staticmethod
+    def whole(pixels: np.ndarray) -> Decoded:
+        """Says of pixels that they are all there are."""
+        return Decoded(pixels, *pixels.shape[:2])
+
+
 def decode_pixels(
     data: bytes,
     *,
@@ -51,7 +73,7 @@ def decode_pixels(
     strict: bool = True,
     enough: Callable[[int, int], tuple[int, int]] | None = None,
     out: np.ndarray | None = None,
-) -> np.ndarray:
+) -> Decoded:
     """Decodes JPEG, PNG, WebP or GIF bytes.
 
     Args:
@@ -59,11 +81,11 @@ def decode_pixels(
         max_pixels: Larger images are refused from their header.
         strict: False takes what can be had of a JPEG that libjpeg warns about.
         enough: Given a height and width, those that suffice: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
-            that still leaves as much. None decodes the whole.
+            that still leaves as much. None decodes every pixel.
         out: uint8 [h, w, 3], C-contiguous, used where the image is of that size.
 
     Returns:
-        uint8 [h, w, 3]; ``out`` itself where that was used.
+        The pixels: ``out`` itself where that was used.
 
     Raises:
         RecordError: ``bad_image`` where the bytes are no whole image, ``image_too_large`` above ``max_pixels``.
@@ -76,8 +98,8 @@ def decode_pixels(
         if header.kind == "jpeg":
             return _jpeg(data, header.height, header.width, strict, enough, out)
         if (header.kind == "png" and _is_plain_png(data)) or (header.kind == "webp" and _is_plain_webp(data)):
-            return _opencv(data)
-        return _pillow(data, header.kind)
+            return Decoded.whole(_opencv(data))
+        return Decoded.whole(_pillow(data, header.kind))
     except (RecordError, MemoryError):
         raise
     except Exception as error:  # decoders raise what they like on damaged bytes
@@ -91,30 +113,29 @@ def _jpeg(
     strict: bool,
     enough: Callable[[int, int], tuple[int, int]] | None,
     out: np.ndarray | None,
-) -> np.ndarray:
+) -> Decoded:
     start = data.find(b"Exif\0\0", 0, _EXIF_SEARCHED)
     turn = _TURNS.get(_orientation(data[start : start + _EXIF_SEARCHED])) if start > 0 else None
     try:
         # Decoded at its own size, straight into the batch.
         if turn is None and out is not None and out.shape == (height, width, 3):
             simplejpeg.decode_jpeg(data, buffer=out.reshape(-1))
-            return out
-        least = (0, 0) if enough is None else _least(height, width, *enough(*(height, width)[:: -1 if turn else 1]))
+            return Decoded.whole(out)
+        shift = 0 if enough is None or turn is not None else _shift(height, width, *enough(height, width))
+        least = (-(-height >> shift), -(-width >> shift)) if shift else (0, 0)
         pixels = simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
     except ValueError:
         if strict and simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
             raise
-        return _pillow(data, "jpeg")
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+        return Decoded.whole(_pillow(data, "jpeg"))
+    if turn is not None:
+        return Decoded.whole(np.ascontiguousarray(turn(pixels)))
+    return Decoded(pixels, height, width, 1 << shift)
 
 
-def _least(height: int, width: int, enough_height: int, enough_width: int) -> tuple[int, int]:
-    """Returns the size after the largest power-of-two reduction that leaves enough; other fractions save no time."""
-    for shift in (3, 2, 1):
-        reduced = -(-height >> shift), -(-width >> shift)
-        if reduced[0] >= enough_height and reduced[1] >= enough_width:
-            return reduced
-    return 0, 0
+def _shift(height: int, width: int, enough_height: int, enough_width: int) -> int:
+    """Returns the largest power-of-two reduction that leaves enough; other fractions save no time."""
+    return next((n for n in (3, 2, 1) if height >> n >= enough_height and width >> n >= enough_width), 0)
 
 
 def _is_plain_png(data: bytes) -> bool:

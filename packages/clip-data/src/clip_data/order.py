@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clip_data.config import DataConfig
+
 __all__ = ["Block", "Order", "Place"]
 
 _MIX_CYCLE = 4096  # weights are honoured to one part in this
@@ -109,6 +111,24 @@ class Order:
         self._epoch = lru_cache(maxsize=2 * len(counts))(self._make_epoch)
         self._stream = lru_cache(maxsize=4 * sum(self._streams))(self._make_stream)
         self._block = lru_cache(maxsize=4 * sum(self._streams))(self._make_block)
+
+    @staticmethod
+    def of(config: DataConfig, counts: Sequence[Sequence[int]]) -> Order:
+        """Returns the order that a config asks for.
+
+        Args:
+            config: Of a pipeline.
+            counts: For each of its sources the number of records of each shard.
+        """
+        return Order(
+            counts,
+            [source.weight for source in config.sources],
+            seed=config.seed,
+            shuffle=config.shuffle,
+            block_shards=config.block_shards,
+            num_streams=config.num_streams,
+            concatenate=config.evaluates,
+        )
 
     @property
     def num_samples(self) -> int:

@@ -6,8 +6,6 @@ position belongs to the batch that was delivered last.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import weakref
 from collections import deque
@@ -16,19 +14,19 @@ from typing import Any
 
 from clip_data.batch import Batch
 from clip_data.config import DataConfig, SourceConfig
+from clip_data.cursor import check_cursor, identity
+from clip_data.executor import Executor, ThreadExecutor
 from clip_data.faults import DataError, Fault, FaultLog
-from clip_data.filters import filters_identity
-from clip_data.job import Job, Preparer
+from clip_data.job import Job
 from clip_data.order import Order
+from clip_data.preparer import Preparer
+from clip_data.processes import ProcessExecutor
 from clip_data.records import IndexedShard, list_sources
 from clip_data.sources import expected_count
-from clip_data.transform import transform_identity
+from clip_data.text import Tokenizer
 from clip_data.workers import Workers
 
 __all__ = ["Pipeline"]
-
-_ROWS_PER_TASK = 16
-_CURSOR_VERSION = 2
 
 
 class Pipeline:
@@ -74,25 +72,18 @@ class Pipeline:
         self._paths = list_sources(config.sources)
         self._log = FaultLog(max_bad_fraction=config.max_bad_fraction)
         self._workers = Workers(config.num_threads or _num_cores())
-        self._stop = weakref.finalize(self, self._workers.stop)
+        self._ends = [weakref.finalize(self, self._workers.stop)]
         self._position: int = 0
         self._found_any: bool = False
         self._next_start: int = 0
         self._jobs: deque[Job] = deque()
         try:
             counts = self._count()
-            self._order = order = Order(
-                counts,
-                [source.weight for source in config.sources],
-                seed=config.seed,
-                shuffle=config.shuffle,
-                block_shards=config.block_shards,
-                num_streams=config.num_streams,
-                concatenate=config.evaluates,
-            )
-            self.num_samples: int = order.num_samples
-            self._identity = _identity(config, self._paths, counts)
-            self._preparer = Preparer(config, self._paths, order)
+            self._order = Order.of(config, counts)
+            self.num_samples: int = self._order.num_samples
+            self._identity = identity(config, self._paths, counts)
+            self._executor: Executor = self._make_executor(counts)
+            self._ends.append(weakref.finalize(self, self._executor.close))
         except BaseException:
             self.close()
             raise
@@ -129,21 +120,22 @@ class Pipeline:
         return self
 
     def __next__(self) -> Batch:
-        if not self._stop.alive:
+        if not self._ends[0].alive:
             raise ValueError("the pipeline is closed; make a new one")
         self._fill()
         if not self._jobs:
             self._refuse_nothing()
             raise StopIteration
         job = self._jobs[0]
-        batch = job.future.result()
+        batch = self._executor.deliver(job.future.result())
         self._jobs.popleft()
         self._position = job.start + self._global_batch_size
-        self._fill()
         faults = [fault for row in job.faults for fault in row]
-        lost = 0 if self.config.evaluates else sum(fault.lost for fault in faults)
-        self._log.add(faults, num_samples=len(job.positions) + lost)
+        num_samples = job.num_real + (0 if self.config.evaluates else sum(fault.lost for fault in faults))
+        del job  # its memory may be needed for the next one
         self._found_any |= bool(batch.mask.any())
+        self._fill()
+        self._log.add(faults, num_samples=num_samples)
         return batch
 
     def cursor(self) -> dict[str, Any]:
@@ -152,7 +144,7 @@ class Pipeline:
         The position counts samples over all processes: it is the same in each, and serves any number of them and any
         batch size.
         """
-        return {"version": _CURSOR_VERSION, "position": self._position, **self._identity}
+        return {"position": self._position, **self._identity}
 
     def seek(self, cursor: dict[str, Any]) -> None:
         """Continues from a cursor.
@@ -163,18 +155,7 @@ class Pipeline:
         Raises:
             ValueError: The cursor belongs to other data or another order; the message says what differs.
         """
-        here = json.loads(json.dumps(self.cursor()))
-        cursor = json.loads(json.dumps(cursor))
-        differing = [
-            f"{name} was {cursor.get(name)!r} and is {here.get(name)!r}"
-            for name in dict.fromkeys([*here, *cursor])
-            if name != "position" and cursor.get(name) != here.get(name)
-        ]
-        position = cursor.get("position")
-        if not isinstance(position, int) or position < 0:
-            raise ValueError(f"a cursor's position must be a count of samples, not {position!r}")
-        if differing:
-            raise ValueError(f"the cursor is not of this pipeline: {'; '.join(differing)}")
+        position = check_cursor(cursor, self._identity)
         self._drop_jobs()
         self._position = self._next_start = position
 
@@ -184,9 +165,10 @@ class Pipeline:
         self._position = self._next_start = 0
 
     def close(self) -> None:
-        """Stops the threads; one that hangs in a read is left behind. The pipeline yields nothing after it."""
+        """Ends threads and processes; a thread that hangs in a read is left behind. Nothing is yielded after it."""
         self._drop_jobs()
-        self._stop()
+        for end in self._ends:
+            end()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -233,11 +215,16 @@ class Pipeline:
                 return
             size = self._global_batch_size if total is None else min(self._global_batch_size, total - start)
             rows = self._order.rows(start, size)[self._first_row : self._first_row + self._batch_size]
-            job = Job(start, rows, self._batch_size, self._preparer)
-            self._jobs.append(job)
+            self._jobs.append(self._executor.start(start, rows))
             self._next_start += self._global_batch_size
-            for row in range(0, self._batch_size, _ROWS_PER_TASK):
-                self._workers.submit(lambda job=job, row=row: job.run(row, min(row + _ROWS_PER_TASK, len(job.faults))))
+
+    def _make_executor(self, counts: list[list[int]]) -> Executor:
+        config, tokenizer = self.config, Tokenizer.of(self.config)
+        if config.num_workers:
+            num_threads = config.num_threads or _num_cores()
+            return ProcessExecutor(config, self._paths, counts, self._batch_size, num_threads, tokenizer)
+        preparer = Preparer(config, self._paths, self._order)
+        return ThreadExecutor(preparer, self._workers, self._batch_size, tokenizer)
 
     def _drop_jobs(self) -> None:
         for job in self._jobs:
@@ -247,32 +234,3 @@ class Pipeline:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _identity(config: DataConfig, paths: list[list[str]], counts: list[list[int]]) -> dict[str, Any]:
-    """What the order of samples is a function of, in JSON values: a cursor is good only where all of it is equal."""
-    sources = []
-    for source, names, numbers in zip(config.sources, paths, counts, strict=True):
-        described = [source.format, _below_common_folder(names), numbers]
-        digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=6).hexdigest()
-        sources.append([len(names), sum(numbers), digest, *([] if config.evaluates else [source.weight])])
-    return {
-        "seed": config.seed,
-        "shuffle": config.shuffle,
-        "evaluates": config.evaluates,
-        "block_shards": config.block_shards,
-        "num_streams": config.num_streams,
-        "empty_caption": "keep" if config.tokenizer is None else config.empty_caption,
-        "filters": [filters_identity(source.filters) for source in config.sources],
-        "transform": transform_identity(config.transform),
-        "sources": sources,
-    }
-
-
-def _below_common_folder(paths: list[str]) -> list[str]:
-    """Cuts off the folder that all paths share: data may move to another directory or store."""
-    split = [path.split("/") for path in paths]
-    first, last = min(split), max(split)  # what these two share, all share
-    depth = min(map(len, split)) - 1
-    depth = next((level for level in range(depth) if first[level] != last[level]), depth)
-    return ["/".join(parts[depth:]) for parts in split]

@@ -14,17 +14,17 @@ import threading
 from typing import Literal, NamedTuple
 
 import numpy as np
-from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 
-__all__ = ["Fit", "Interpolation", "ResizeMode", "fit_patches", "fit_square", "resize"]
+__all__ = ["Fit", "Interpolation", "ResizeMode", "fit_frame", "fit_patches", "resize"]
 
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["squash", "shortest", "longest"]
 
 # Pillow's bicubic is Keys' with a = -1/2, which is the Catmull-Rom spline.
-_OPTIONS = {
-    "bicubic": ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom), use_alpha=False),
-    "bilinear": ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False),
+_FILTERS = {
+    "bicubic": ResizeAlg.convolution(FilterType.catmull_rom),
+    "bilinear": ResizeAlg.convolution(FilterType.bilinear),
 }
 _local = threading.local()  # a resizer belongs to one thread at a time
 
@@ -38,28 +38,31 @@ class Fit(NamedTuple):
     left: int = 0
 
 
-def fit_square(height: int, width: int, size: int, mode: ResizeMode) -> Fit:
-    """Says how an image becomes square, with the rounding of transformers' image processors.
+def fit_frame(height: int, width: int, frame: tuple[int, int], mode: ResizeMode) -> Fit:
+    """Says how an image is brought into a frame, with the rounding of transformers' image processors.
 
     Args:
         height: Of the image, in pixels.
         width: Likewise.
-        size: Side of the square.
-        mode: ``"squash"`` ignores the aspect ratio, ``"shortest"`` scales the shorter side to ``size`` and crops the
-            centre, ``"longest"`` scales the longer side and pads.
+        frame: Height and width of the result.
+        mode: ``"squash"`` ignores the aspect ratio, ``"shortest"`` scales the image until it covers the frame and crops
+            the centre, ``"longest"`` scales it until it lies inside and pads.
 
-    >>> fit_square(12, 20, 8, "shortest")
+    >>> fit_frame(12, 20, (8, 8), "shortest")
     Fit(height=8, width=13, top=0, left=-2)
     """
-    if mode == "squash" or height == width:
-        return Fit(size, size)
-    if mode == "shortest":
+    if mode == "squash":
+        return Fit(*frame)
+    ratios = height / frame[0], width / frame[1]
+    if mode == "longest":
+        inner = max(1, round(height / max(ratios))), max(1, round(width / max(ratios)))
+        return Fit(*inner, (frame[0] - inner[0]) // 2, (frame[1] - inner[1]) // 2)
+    if frame[0] == frame[1]:
         short = min(height, width)
-        height, width = int(size * height / short), int(size * width / short)
-        return Fit(height, width, -((height - size) // 2), -((width - size) // 2))
-    long = max(height, width)
-    height, width = max(1, round(size * height / long)), max(1, round(size * width / long))
-    return Fit(height, width, (size - height) // 2, (size - width) // 2)
+        outer = int(frame[0] * height / short), int(frame[1] * width / short)
+    else:
+        outer = round(height / min(ratios)), round(width / min(ratios))
+    return Fit(*outer, -((outer[0] - frame[0]) // 2), -((outer[1] - frame[1]) // 2))
 
 
 def fit_patches(height: int, width: int, patch_size: int, max_num_patches: int) -> Fit:
@@ -72,28 +75,35 @@ def fit_patches(height: int, width: int, patch_size: int, max_num_patches: int) 
         max_num_patches: That the result may hold.
 
     References:
-        Tschannen et al., SigLIP 2, https://arxiv.org/abs/2502.14786: the NaFlex variant, whose rounding this is.
+        Tschannen et al., SigLIP 2, https://arxiv.org/abs/2502.14786.
 
     >>> fit_patches(240, 320, 16, 256)
     Fit(height=224, width=288, top=0, left=0)
     """
 
-    def scaled(scale: float) -> tuple[int, int]:
-        sides = (max(patch_size, math.ceil(side * scale / patch_size) * patch_size) for side in (height, width))
-        return tuple(sides)  # pyright: ignore[reportReturnType]
+    def grid(scale: float) -> tuple[int, int]:
+        return max(1, math.ceil(height * scale / patch_size)), max(1, math.ceil(width * scale / patch_size))
 
+    # The bisection of transformers' Siglip2ImageProcessor, step by step: where it stops decides the grid.
     low, high = 1e-6, 100.0
     while high - low >= 1e-5:
         scale = (low + high) / 2
-        rows, columns = (side // patch_size for side in scaled(scale))
-        if rows * columns <= max_num_patches:
+        if math.prod(grid(scale)) <= max_num_patches:
             low = scale
         else:
             high = scale
-    return Fit(*scaled(low))
+    rows, columns = grid(low)
+    return Fit(rows * patch_size, columns * patch_size)
 
 
-def resize(pixels: np.ndarray, height: int, width: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
+def resize(
+    pixels: np.ndarray,
+    height: int,
+    width: int,
+    interpolation: Interpolation = "bicubic",
+    *,
+    sides: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Resizes an image as Pillow does.
 
     Args:
@@ -101,6 +111,7 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: Interpola
         height: Of the result.
         width: Likewise.
         interpolation: ``"bicubic"`` or ``"bilinear"``.
+        sides: Height and width of the part at the top left that is wanted; None takes all.
 
     Returns:
         uint8 [height, width, 3], within one level of Pillow's; ``pixels`` itself where the size is right.
@@ -109,15 +120,17 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: Interpola
     [[[7, 7, 7], [7, 7, 7], [7, 7, 7]], [[7, 7, 7], [7, 7, 7], [7, 7, 7]]]
     """
     h, w, _ = pixels.shape
-    if (h, w) == (height, width):
+    rows, columns = (h, w) if sides is None else sides
+    if (h, w) == (height, width) == (rows, columns):
         return pixels
     resizer = getattr(_local, "resizer", None)
     if resizer is None:
         resizer = _local.resizer = Resizer()
     image = ImageData(w, h, PixelType.U8x3, pixels.tobytes())
-    for next_height, next_width in ((h, width), (height, width)):
-        if (image.height, image.width) != (next_height, next_width):
+    for next_height, next_width, box in ((h, width, (columns, h)), (height, width, (width, rows))):
+        if box != (next_width, next_height) or (image.width, image.height) != (next_width, next_height):
+            options = ResizeOptions(_FILTERS[interpolation], use_alpha=False, crop_box=CropBox(0, 0, *box))
             result = ImageData(next_width, next_height, PixelType.U8x3)
-            resizer.resize(image, result, _OPTIONS[interpolation])
+            resizer.resize(image, result, options)
             image = result
     return np.frombuffer(image.get_buffer(), np.uint8).reshape(height, width, 3)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from clip_data.config import DataConfig
 
 __all__ = ["Padding", "Tokenizer"]
 
@@ -59,6 +62,19 @@ class Tokenizer:
         self.vocab_size: int = 1 + max(pad, *self._tokenizer.get_vocab().values())
         # Setting truncation changes a fast tokenizer, which may not happen while another thread encodes.
         self._lock = threading.Lock()
+
+    @staticmethod
+    def of(config: DataConfig) -> Tokenizer | None:
+        """Returns the tokenizer that a config names, or None where it names none."""
+        if config.tokenizer is None:
+            return None
+        return Tokenizer(
+            config.tokenizer,
+            text_length=config.text_length,
+            lower_case=config.lower_case,
+            padding=config.padding,
+            pad_id=config.pad_id,
+        )
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokenises texts.

@@ -1,0 +1,188 @@
+"""One sample of a batch: read, checked, decoded into its row; replaced by another where it cannot be used."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from clip_data.config import DataConfig
+from clip_data.faults import SKIPPED, DataError, Fault, RecordError
+from clip_data.image import decode_image, decode_patches
+from clip_data.order import Order, Place
+from clip_data.records import IndexedShard, Record
+from clip_data.transform import transform_record
+
+__all__ = ["Preparer", "Sample"]
+
+_MAX_ATTEMPTS = 64
+_MAX_SKIPPED = 4096
+
+
+class Sample(NamedTuple):
+    """What a row holds beside its pixels; the ids are checksums."""
+
+    key: str
+    caption: str
+    label: int | None
+    image_id: int
+    text_id: int
+
+    @staticmethod
+    def of(record: Record) -> Sample:
+        """Takes from a record what stays when its image is decoded."""
+        text = record.caption.encode("utf-8", "replace")
+        return Sample(record.key, record.caption, record.label, _checksum(record.image), _checksum(text))
+
+
+class Preparer:
+    """Prepares the sample of a position, from any thread.
+
+    Args:
+        config: What to prepare and how.
+        paths: For each source its shards.
+        order: Of the samples.
+    """
+
+    def __init__(self, config: DataConfig, paths: Sequence[Sequence[str]], order: Order):
+        self.config = config
+        self._paths = paths
+        self._order = order
+        self._open: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
+        # The block at hand and the next one, of every source.
+        self._max_open = 2 * config.block_shards * len(config.sources)
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, position: int | None, arrays: Mapping[str, np.ndarray], row: int, faults: list[Fault]
+    ) -> Sample | None:
+        """Prepares a row.
+
+        Args:
+            position: Of its sample; None beyond the end of the data.
+            arrays: Of the batch, as ``Layout`` names them.
+            row: That its pixels are written to: zeros where there is no sample.
+            faults: That what is wrong is added to.
+
+        Returns:
+            The sample of the position, or its replacement; None where there is none.
+
+        Raises:
+            DataError: None of many replacements could be used.
+        """
+        sample = None if position is None else self._find(position, arrays, row, faults)
+        if sample is None:
+            for array in arrays.values():
+                array[row] = 0
+        return sample
+
+    def _find(self, position: int, arrays: Mapping[str, np.ndarray], row: int, faults: list[Fault]) -> Sample | None:
+        place, draw = self._order(position), self._order.draw(position)
+        attempt = num_skipped = 0
+        while True:
+            try:
+                return self._prepare(place, draw, arrays, row, faults)
+            except _Unusable as unusable:
+                faults.append(unusable.fault)
+                if self.config.evaluates:
+                    return None
+                attempt += 1
+                num_skipped += unusable.fault.reason in SKIPPED
+                if attempt - num_skipped == _MAX_ATTEMPTS:
+                    raise DataError(
+                        f"{_MAX_ATTEMPTS} records could not be used for one sample; check the source's keys and files. "
+                        f"The last one: {unusable.fault}"
+                    ) from unusable
+                if num_skipped == _MAX_SKIPPED:
+                    raise DataError(
+                        f"{num_skipped} records were not wanted for one sample: the filters or the transform leave "
+                        f"next to nothing. The last one: {unusable.fault}"
+                    ) from unusable
+                place = self._order.replacement(position, attempt, num_skipped=num_skipped)
+
+    def _prepare(
+        self, place: Place, caption_draw: int, arrays: Mapping[str, np.ndarray], row: int, faults: list[Fault]
+    ) -> Sample:
+        shard = self._shard(place.source, place.shard)
+        key, offset = "", None
+        try:
+            if place.row >= len(shard):
+                raise RecordError("shard_cut_short", f"{len(shard)} records where its _stats.json states more")
+            offset = shard.offset(place.row)
+            record = shard.read(place.row, draw=caption_draw)
+            key = record.key
+            if self.config.transform is not None:
+                record = transform_record(self.config.transform, record)
+            if self.config.drops_empty_captions and not record.caption.strip():
+                raise RecordError(
+                    "empty_caption", f"the caption is {record.caption!r}; the fields are {', '.join(record.metadata)}"
+                )
+            self._decode(record.image, arrays, row)
+        except RecordError as error:
+            fault = Fault(
+                shard=shard.path, row=place.row, offset=offset, key=key, reason=error.reason, detail=error.detail
+            )
+            raise _Unusable(fault) from error
+        if not record.caption_is_utf8:
+            detail = f"kept as {record.caption!r:.100}"
+            where = {"shard": shard.path, "row": place.row, "offset": offset, "key": key}
+            faults.append(Fault(**where, reason="caption_not_utf8", detail=detail, lost=False))
+        return Sample.of(record)
+
+    def _decode(self, image: bytes, arrays: Mapping[str, np.ndarray], row: int) -> None:
+        config = self.config
+        if config.resize_mode != "naflex":
+            decode_image(
+                image,
+                size=config.image_shape,
+                resize_mode=config.resize_mode,
+                interpolation=config.interpolation,
+                strict=config.strict,
+                scaled=config.decodes_scaled,
+                out=arrays["image"][row],
+            )
+            return
+        patches, *grid = decode_patches(
+            image,
+            patch_size=config.patch_size,
+            max_patches=config.max_patches,
+            interpolation=config.interpolation,
+            strict=config.strict,
+            scaled=config.decodes_scaled,
+        )
+        arrays["image"][row, : len(patches)], arrays["image"][row, len(patches) :] = patches, 0
+        arrays["pixel_attention_mask"][row] = np.arange(config.max_patches) < len(patches)
+        arrays["spatial_shapes"][row] = grid
+
+    def _shard(self, source: int, number: int) -> IndexedShard:
+        with self._lock:
+            slot = self._open.setdefault((source, number), _Slot())
+            self._open.move_to_end((source, number))
+            while len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+        with slot.lock:
+            if slot.shard is None:
+                slot.shard = IndexedShard(self.config.sources[source], self._paths[source][number])
+            return slot.shard
+
+
+class _Slot:
+    """A shard that one thread opens while the others that want it wait."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.shard: IndexedShard | None = None
+
+
+class _Unusable(Exception):  # noqa: N818
+    def __init__(self, fault: Fault):
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+def _checksum(data: bytes) -> int:
+    return google_crc32c.value(data) & 0x7FFFFFFF
