@@ -1,9 +1,11 @@
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from clip_data import tfrecord
 from clip_data.faults import RecordError
 from clip_data.sources import open_shard
 from clip_data.tfrecord import encode_example, index_tfrecord, parse_example, read_example, write_examples
@@ -95,6 +97,28 @@ def test_damage_is_named_and_contained(tmp_path):
     for cut in (1, size - 1):
         _, entries, fault = index(whole[:-cut])
         assert (len(entries), fault.reason, fault.offset) == (3, "shard_cut_short", 3 * size)
+
+
+def test_both_parsers_agree():
+    def same(data):
+        try:
+            expected = tfrecord._parse_any(data)
+        except RecordError:
+            with pytest.raises(RecordError):
+                parse_example(data)
+            return
+        assert repr(parse_example(data)) == repr(expected)  # NaN is itself
+
+    whole = encode_example({**FIELDS, "long" * 50: b"x" * 300, "none": None, "nothing": []})
+    assert tfrecord._parse_plain(whole) == tfrecord._parse_any(whole)
+    draw = random.Random(0)
+    for _ in range(3000):
+        data = bytearray(whole[:400] + whole[-500:] if draw.random() < 0.5 else whole)
+        for _ in range(draw.choice((1, 1, 3))):
+            data[draw.randrange(len(data))] = draw.choice(
+                (0, 1, 0x0A, 0x12, 0x1A, 0x7F, 0x80, 0xFF, draw.randrange(256))
+            )
+        same(bytes(data))
 
 
 def test_bytes_that_are_no_example():

@@ -30,6 +30,8 @@ _BY_EXTENSION = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line: 0 when done, 1 where inspect found faults, 2 for a fault in what was asked for."""
     options = _parser().parse_args(arguments)
+    # Damaged pictures are reported with their places; OpenCV would write of each to the terminal by itself.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from clip_data.faults import DataError
 
     try:

@@ -95,10 +95,11 @@ def read_example(shard: Shard, entry: tuple[int, int]) -> dict[str, Any]:
         RecordError: The checksum is wrong, or the bytes are no Example.
     """
     offset, length = entry
-    data = shard.read_at(offset, length + _CRC.size)
-    if len(data) < length + _CRC.size or _masked_crc(data[:length]) != _CRC.unpack_from(data, length)[0]:
+    stored = shard.read_at(offset, length + _CRC.size)
+    data = stored[:length]
+    if len(stored) < length + _CRC.size or _masked_crc(data) != _CRC.unpack_from(stored, length)[0]:
         raise RecordError("bad_checksum", f"the checksum of {length} bytes of data is wrong")
-    fields = parse_example(data[:length])
+    fields = parse_example(data)
     return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
 
 
@@ -117,24 +118,10 @@ def parse_example(data: bytes) -> dict[str, list[Any]]:
     >>> parse_example(encode_example({"key": "7", "width": 32}))
     {'key': [b'7'], 'width': [32]}
     """
-    features: dict[str, list[Any]] = {}
     try:
-        for number, feature_map in _fields(data):
-            if number != 1:
-                continue
-            for number, entry in _fields(_sub(feature_map)):
-                if number != 1:
-                    continue
-                name, values = "", []
-                for number, value in _fields(_sub(entry)):
-                    if number == 1:
-                        name = _sub(value).decode("utf-8")
-                    elif number == 2:
-                        values = _parse_feature(_sub(value))
-                features[name] = values
-    except (ValueError, IndexError, struct.error) as error:
-        raise RecordError("bad_record", f"not a tf.train.Example ({error})") from error
-    return features
+        return _parse_plain(data)
+    except (_NotPlainError, IndexError, ValueError, struct.error):  # damage too: the general parser says what it is
+        return _parse_any(data)
 
 
 def encode_example(fields: Mapping[str, Any]) -> bytes:
@@ -183,6 +170,85 @@ def _masked_crc(data: bytes) -> int:
 def _cut_short(shard: Shard, offset: int, num_records: int) -> Fault:
     detail = f"the file ends inside a record, after {num_records} whole ones"
     return Fault(shard=shard.path, offset=offset, reason="shard_cut_short", detail=detail, lost=False)
+
+
+class _NotPlainError(Exception):
+    """A message is not laid out as the usual writers do, though it may be a good one."""
+
+
+def _parse_plain(data: bytes) -> dict[str, list[Any]]:
+    """Parses an Example whose fields come one after the other, in order, with packed numbers, as all writers do.
+
+    This is the inner loop of reading, under the interpreter's lock: it is written out, and copies the values alone.
+    """
+    features: dict[str, list[Any]] = {}
+    position, end = _enter(data, 0, 0x0A)
+    if end != len(data):
+        raise _NotPlainError
+    while position < end:
+        position, entry_end = _enter(data, position, 0x0A)
+        position, name_end = _enter(data, position, 0x0A)
+        name = data[position:name_end].decode("utf-8")
+        position, feature_end = _enter(data, name_end, 0x12)
+        kind = data[position]
+        position, list_end = _enter(data, position, kind)
+        if not entry_end == feature_end == list_end <= end:
+            raise _NotPlainError
+        if kind == 0x0A:
+            values: list[Any] = []
+            while position < entry_end:
+                position, value_end = _enter(data, position, 0x0A)
+                values.append(data[position:value_end])
+                position = value_end
+        else:
+            position, value_end = _enter(data, position, 0x0A)
+            if kind == 0x12:
+                values = list(struct.unpack(f"<{(value_end - position) // 4}f", data[position:value_end]))
+                position = value_end
+            elif kind == 0x1A:
+                values = []
+                while position < value_end:
+                    value, position = _varint(data, position)
+                    values.append(value if value < 1 << 63 else _signed(value))
+            else:
+                raise _NotPlainError
+        if position != entry_end:
+            raise _NotPlainError
+        features[name] = values
+    return features
+
+
+def _enter(data: bytes, position: int, tag: int) -> tuple[int, int]:
+    """Returns where the content of a length-delimited field begins and ends."""
+    if data[position] != tag:
+        raise _NotPlainError
+    size = data[position + 1]
+    if size < 0x80:
+        return position + 2, position + 2 + size
+    size, position = _varint(data, position + 1)
+    return position, position + size
+
+
+def _parse_any(data: bytes) -> dict[str, list[Any]]:
+    """Parses an Example in any of the layouts that protocol buffers allow."""
+    features: dict[str, list[Any]] = {}
+    try:
+        for number, feature_map in _fields(data):
+            if number != 1:
+                continue
+            for number, entry in _fields(_sub(feature_map)):
+                if number != 1:
+                    continue
+                name, values = "", []
+                for number, value in _fields(_sub(entry)):
+                    if number == 1:
+                        name = _sub(value).decode("utf-8")
+                    elif number == 2:
+                        values = _parse_feature(_sub(value))
+                features[name] = values
+    except (ValueError, IndexError, struct.error) as error:
+        raise RecordError("bad_record", f"not a tf.train.Example ({error})") from error
+    return features
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
