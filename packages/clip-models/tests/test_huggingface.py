@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -8,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import clip_models
-from clip_models import load_config, load_pretrained, preprocess_images
+from clip_models import load_config, load_pretrained, preprocess_images, save_pretrained
 
 FIXTURES = Path(__file__).parent / "fixtures"
-HUGGING_FACE = ["clip-argmax", "clip-first-eos", "siglip"]
+HUGGING_FACE = ["clip-argmax", "clip-first-eos", "siglip", "siglip2"]
 
 
 def assert_close(value, expected):
@@ -23,18 +24,32 @@ def assert_close(value, expected):
 def test_computes_what_pytorch_computes(name):
     config, params = load_pretrained(FIXTURES / name)
     golden = np.load(FIXTURES / name / "golden.npz")
-    pixel_values = preprocess_images(config, [golden[f"picture_{i}"] for i in range(3)])
-    assert_close(pixel_values.transpose(0, 3, 1, 2), golden["pixel_values"])
+    images = preprocess_images(config, [golden[f"picture_{i}"] for i in range(3)])
+    if config.preprocess.resize_mode == "naflex":
+        for field, array in images.items():
+            assert_close(array, golden[field])
+    else:
+        assert_close(images.transpose(0, 3, 1, 2), golden["pixel_values"])
+        images = {"pixel_values": images}
 
     output = jax.jit(clip_models.apply, static_argnums=0)(
-        config,
-        params,
-        pixel_values=pixel_values,
-        input_ids=golden["input_ids"],
-        attention_mask=golden.get("attention_mask"),
+        config, params, **images, input_ids=golden["input_ids"], attention_mask=golden.get("attention_mask")
     )
-    for field in ("image_hidden", "text_hidden", "image_embeds", "text_embeds", "logits_per_image"):
+    for field in ("text_hidden", "image_embeds", "text_embeds", "logits_per_image"):
         assert_close(getattr(output, field), golden[field])
+    patches = golden["pixel_attention_mask"].astype(bool) if "pixel_attention_mask" in golden else ...
+    assert_close(output.image_hidden[patches], golden["image_hidden"][patches])
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "dinov2-registers"])
+def test_image_towers_from_elsewhere(name):
+    config, params = load_pretrained(FIXTURES / name)
+    golden = np.load(FIXTURES / name / "golden.npz")
+    output = clip_models.apply(config, params, pixel_values=golden["pixel_values"].transpose(0, 2, 3, 1))
+    assert_close(output.image_hidden, golden["image_hidden"])
+    pooled = golden["image_hidden"][:, 0]
+    assert_close(output.image_embeds, pooled / np.linalg.norm(pooled, axis=-1, keepdims=True))
+    assert (config.text, config.embed_dim) == (None, 12)
 
 
 def test_reads_both_layouts_of_the_image_processor():
@@ -142,3 +157,95 @@ def test_shards_and_their_index(tmp_path):
     (tmp_path / shard).unlink()
     with pytest.raises(FileNotFoundError, match=r"lists model-00003-of-00003.safetensors, which .* has not"):
         load_pretrained(tmp_path)
+
+
+NAMES = [*HUGGING_FACE, "vit", "dinov2", "dinov2-registers"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_and_back_is_bit_identical(tmp_path, name):
+    config, params = load_pretrained(FIXTURES / name)
+    save_pretrained(tmp_path, config, params, format="huggingface")
+    theirs = load_file(FIXTURES / name / "model.safetensors")
+    theirs.pop("embeddings.mask_token", None)
+    ours = load_file(tmp_path / "model.safetensors")
+    unprefixed = {key.removeprefix(f"{name.replace('-', '_with_')}."): tensor for key, tensor in ours.items()}
+    assert unprefixed.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        np.testing.assert_array_equal(unprefixed[key], tensor)
+    loaded, _ = load_pretrained(tmp_path)
+    assert (loaded.vision, loaded.text, loaded.preprocess) == (config.vision, config.text, config.preprocess)
+
+    expected = json.loads((FIXTURES / name / "config.json").read_text())
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["architectures"] == expected["architectures"]
+    for part in ("text_config", "vision_config"):
+        for field in written.get(part, {}).keys() & expected.get(part, {}).keys() - {"projection_dim"}:
+            assert written[part][field] == expected[part][field], (part, field)
+
+
+@pytest.mark.parametrize("name", ["clip-argmax", "siglip"])
+def test_the_file_is_the_one_that_transformers_writes(tmp_path, name):
+    config, params = load_pretrained(FIXTURES / name)
+    save_pretrained(tmp_path, config, params, format="huggingface")
+    written = (tmp_path / "model.safetensors").read_bytes()
+    assert written == (FIXTURES / name / "model.safetensors").read_bytes()
+
+
+def test_writes_both_layouts_of_the_processor_and_the_tokenizer(tmp_path):
+    config, params = load_pretrained(FIXTURES / "clip-argmax")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_text("{}")
+    (tmp_path / "words" / "notes.md").write_text("not of the tokenizer")
+    save_pretrained(tmp_path / "model", config, params, format="huggingface", tokenizer=tmp_path / "words")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+    ]
+    old = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    new = json.loads((tmp_path / "model" / "processor_config.json").read_text())
+    assert old.pop("processor_class") == new.pop("processor_class") == "CLIPProcessor"
+    assert new == {"image_processor": old}
+    theirs = json.loads((FIXTURES / "clip-argmax" / "preprocessor_config.json").read_text())
+    assert {field: old[field] for field in theirs} == theirs
+    assert load_config(tmp_path / "model").preprocess.tokenizer == str(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert 'CLIPModel.from_pretrained("DIRECTORY")' in card
+    with pytest.raises(ValueError, match="a tokenizer's directory has one of"):
+        save_pretrained(tmp_path / "model", config, params, format="huggingface", tokenizer=FIXTURES)
+
+
+def test_half_precision_out(tmp_path):
+    config, params = load_pretrained(FIXTURES / "siglip")
+    save_pretrained(tmp_path, config, params, format="huggingface", dtype="bfloat16")
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_pretrained(tmp_path)[1],
+        jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype("float32"), params),
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("vision", {"norm": "rmsnorm", "norm_bias": False}, "vision.norm = 'rmsnorm', vision.norm_bias = False"),
+        ("vision", {"num_registers": 2}, "vision.num_registers = 2"),
+        ("text", {"activation": ("silu", "linear")}, r"text.activation = \('silu', 'linear'\)"),
+        ("text", {"causal": True}, "text.causal = True"),
+        ("preprocess", {"resize_mode": "longest"}, "preprocess.resize_mode = 'longest'"),
+    ],
+)
+def test_what_no_class_expresses_is_said(siglip, random_params, tmp_path, part, change, named):
+    config = replace(siglip, **{part: replace(getattr(siglip, part), **change)})
+    params = random_params(config)
+    with pytest.raises(ValueError, match=f"siglip cannot express {named}: change the model, or save it"):
+        save_pretrained(tmp_path / "model", config, params, format="huggingface")
+    assert not (tmp_path / "model").exists()
+    with pytest.warns(UserWarning, match=f"cannot express {named}; the model is saved in our own format"):
+        save_pretrained(tmp_path / "model", config, params, format="auto")
+    assert load_config(tmp_path / "model") == config

@@ -132,7 +132,7 @@ def _read_transformer(contents: Mapping[str, Any], initialization: str) -> dict[
         "width": width,
         "num_layers": contents["num_hidden_layers"],
         "num_heads": contents["num_attention_heads"],
-        "mlp_dim": contents.get("intermediate_size") or int(width * contents["mlp_ratio"]),
+        "mlp_dim": int(width * contents["mlp_ratio"]) if "mlp_ratio" in contents else contents["intermediate_size"],
         "activation": ACTIVATIONS[contents["hidden_act"]],
         "norm_eps": contents["layer_norm_eps"],
         "attention_dropout": contents.get("attention_dropout", contents.get("attention_probs_dropout_prob", 0.0)),

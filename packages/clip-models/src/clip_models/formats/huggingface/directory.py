@@ -89,13 +89,12 @@ def find_model_type(config: ClipConfig) -> tuple[str, list[str]]:
         The type, and what it cannot express; nothing where it can express all.
     """
     towers = (config.vision is not None, config.text is not None)
-    found = {
-        name: differences(config, _as_read_back(name, config))
-        for name, kind in KINDS.items()
-        if (kind.has_vision, kind.has_text) == towers
+    read_back = {
+        name: _as_read_back(name, config) for name, kind in KINDS.items() if (kind.has_vision, kind.has_text) == towers
     }
-    best = min(found, key=lambda name: len(found[name]))
-    return best, found[best]
+    lost = {name: differences(config, theirs) for name, theirs in read_back.items()}
+    best = min(lost, key=lambda name: (isinstance(read_back[name], str), len(lost[name])))
+    return best, lost[best]
 
 
 def write_huggingface(
