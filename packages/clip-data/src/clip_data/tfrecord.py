@@ -179,35 +179,47 @@ class _NotPlainError(Exception):
 def _parse_plain(data: bytes) -> dict[str, list[Any]]:
     """Parses an Example whose fields come one after the other, in order, with packed numbers, as all writers do.
 
-    This is the inner loop of reading, under the interpreter's lock: it is written out, and copies the values alone.
+    This is the inner loop of reading, under the interpreter's lock: lengths below 128 are read where they stand, and
+    nothing is copied but values.
     """
     features: dict[str, list[Any]] = {}
-    position, end = _enter(data, 0, 0x0A)
+    size, position = _length(data, 0, 0x0A)
+    end = position + size
     if end != len(data):
         raise _NotPlainError
     while position < end:
-        position, entry_end = _enter(data, position, 0x0A)
-        position, name_end = _enter(data, position, 0x0A)
-        name = data[position:name_end].decode("utf-8")
-        position, feature_end = _enter(data, name_end, 0x12)
-        kind = data[position]
-        position, list_end = _enter(data, position, kind)
-        if not entry_end == feature_end == list_end <= end:
+        size, position = _length(data, position, 0x0A)
+        entry_end = position + size
+        name_end = position + 2 + data[position + 1]
+        if data[position] != 0x0A or data[position + 1] >= 0x80 or entry_end > end:
             raise _NotPlainError
+        name = data[position + 2 : name_end].decode("utf-8")
+        size, position = _length(data, name_end, 0x12)
+        if position + size != entry_end:
+            raise _NotPlainError
+        kind = data[position]
+        size, position = _length(data, position, kind)
+        if position + size != entry_end:
+            raise _NotPlainError
+        values: list[Any] = []
         if kind == 0x0A:
-            values: list[Any] = []
             while position < entry_end:
-                position, value_end = _enter(data, position, 0x0A)
-                values.append(data[position:value_end])
-                position = value_end
+                if data[position] == 0x0A and data[position + 1] < 0x80:
+                    start = position + 2
+                    position = start + data[position + 1]
+                else:
+                    size, start = _length(data, position, 0x0A)
+                    position = start + size
+                values.append(data[start:position])
         else:
-            position, value_end = _enter(data, position, 0x0A)
+            size, position = _length(data, position, 0x0A)
+            if position + size != entry_end:
+                raise _NotPlainError
             if kind == 0x12:
-                values = list(struct.unpack(f"<{(value_end - position) // 4}f", data[position:value_end]))
-                position = value_end
+                values.extend(struct.unpack(f"<{size // 4}f", data[position:entry_end]))
+                position = entry_end
             elif kind == 0x1A:
-                values = []
-                while position < value_end:
+                while position < entry_end:
                     value, position = _varint(data, position)
                     values.append(value if value < 1 << 63 else _signed(value))
             else:
@@ -218,15 +230,12 @@ def _parse_plain(data: bytes) -> dict[str, list[Any]]:
     return features
 
 
-def _enter(data: bytes, position: int, tag: int) -> tuple[int, int]:
-    """Returns where the content of a length-delimited field begins and ends."""
+def _length(data: bytes, position: int, tag: int) -> tuple[int, int]:
+    """Returns the length of a field's content, and where it begins."""
     if data[position] != tag:
         raise _NotPlainError
     size = data[position + 1]
-    if size < 0x80:
-        return position + 2, position + 2 + size
-    size, position = _varint(data, position + 1)
-    return position, position + size
+    return (size, position + 2) if size < 0x80 else _varint(data, position + 1)
 
 
 def _parse_any(data: bytes) -> dict[str, list[Any]]:
