@@ -140,6 +140,26 @@ def test_order_and_resume(write, encode):
     assert run(2, skip=5) == expected[5:]
 
 
+def test_columns_of_every_type(write, encode):
+    columns = {
+        "png": pa.array([encode()]),
+        "nanoseconds": pa.array([1_600_000_000_123_456_789], pa.timestamp("ns")),
+        "zoned": pa.array([1_600_000_000], pa.timestamp("s", tz="Mars/Phobos")),
+        "duration": pa.array([5], pa.duration("us")),
+        "date": pa.array([3], pa.date32()),
+        "nested": pa.array([{"a": [1, None]}]),
+        "words": pa.array(["a"]).dictionary_encode(),
+        "half": pa.array([0.5], pa.float16()),
+        "null": pa.nulls(1),
+    }
+    (record,) = records(write(columns))
+    assert record.metadata["nanoseconds"] == "2020-09-13 12:26:40.123456789"
+    assert record.metadata["zoned"] == "2020-09-13 12:26:40"
+    assert (record.metadata["duration"], record.metadata["date"]) == ("5", "1970-01-04")
+    assert (record.metadata["nested"], record.metadata["words"]) == ({"a": [1, None]}, "a")
+    assert (record.metadata["half"], record.metadata["null"]) == (0.5, None)
+
+
 def test_captions_that_are_drawn(write, encode):
     count = 400
     columns = {

@@ -52,7 +52,7 @@ class ParquetReader:
     def __init__(self, path: str, *, image_key: str):
         self._path = path
         self._lock = threading.Lock()
-        self._groups: dict[int, pa.Table | RecordError] = {}
+        self._groups: dict[int, dict[str, list[Any]] | RecordError] = {}
         self._ends: list[int] = []
         self.fault: Fault | None = None
         shard = open_shard(path)
@@ -84,12 +84,8 @@ class ParquetReader:
     def read(self, row: int) -> dict[str, Any]:
         """Returns a record's fields, those of its whole row group at hand afterwards."""
         group = bisect.bisect_right(self._ends, row)
-        table = self._group(group)
         index = row - self._first(group)
-        try:
-            fields = {name: _value(table.column(i)[index]) for i, name in enumerate(table.column_names)}
-        except _DAMAGE as error:
-            raise RecordError("bad_record", f"row {row} cannot be read ({error})") from error
+        fields = {name: column[index] for name, column in self._group(group).items()}
         image = fields.pop(self._image)
         if not self._holds_paths:
             return fields | {"__image__": image}
@@ -98,19 +94,20 @@ class ParquetReader:
     def _first(self, group: int) -> int:
         return self._ends[group - 1] if group else 0
 
-    def _group(self, number: int) -> pa.Table:
+    def _group(self, number: int) -> dict[str, list[Any]]:
         with self._lock:  # a file is read by one thread at a time
-            table = self._groups.get(number)
-            if table is None:
+            columns = self._groups.get(number)
+            if columns is None:
                 try:
                     table = self._read_group(number)
+                    columns = {name: _values(table.column(i)) for i, name in enumerate(table.column_names)}
                 except _DAMAGE as error:
                     self._bytes.raise_failure()
-                    table = RecordError("bad_record", f"row group {number} cannot be read ({error})")
-                self._groups[number] = table
-        if isinstance(table, RecordError):
-            raise table
-        return table
+                    columns = RecordError("bad_record", f"row group {number} cannot be read ({error})")
+                self._groups[number] = columns
+        if isinstance(columns, RecordError):
+            raise columns
+        return columns
 
     def _read_group(self, number: int) -> pa.Table:
         """Reads a row group in steps: how much its dictionaries expand to, its footer does not tell."""
@@ -224,13 +221,17 @@ def _row_ends(metadata: pq.FileMetaData, size: int) -> list[int]:
     return list(itertools.accumulate(num_rows))
 
 
-def _value(scalar: pa.Scalar) -> Any:
-    """Returns a scalar's value; text that is not UTF-8 stays bytes."""
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Returns a column's values; text that is not UTF-8 stays bytes, and times become text, in UTC."""
+    if pa.types.is_timestamp(column.type):  # not every machine knows every zone
+        column = column.cast(pa.timestamp(column.type.unit))
+    if pa.types.is_temporal(column.type):  # Python has no nanoseconds
+        return column.cast(pa.string()).to_pylist()
     try:
-        return scalar.as_py()
+        return column.to_pylist()
     except UnicodeDecodeError:
-        if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
-            return scalar.as_buffer().to_pybytes()
+        if _holds_text(column.type):
+            return column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
         raise
 
 
