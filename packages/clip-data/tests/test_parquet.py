@@ -154,7 +154,7 @@ def test_columns_of_every_type(write, encode):
     }
     (record,) = records(write(columns))
     assert record.metadata["nanoseconds"] == "2020-09-13 12:26:40.123456789"
-    assert record.metadata["zoned"] == "2020-09-13 12:26:40"
+    assert record.metadata["zoned"] == "2020-09-13 12:26:40.000"
     assert (record.metadata["duration"], record.metadata["date"]) == ("5", "1970-01-04")
     assert (record.metadata["nested"], record.metadata["words"]) == ({"a": [1, None]}, "a")
     assert (record.metadata["half"], record.metadata["null"]) == (0.5, None)
