@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from clip_data.faults import Fault
-from clip_data.inspect import Report, Thumbnail
+from clip_data.inspect_report import Report, Thumbnail
 from clip_data.inspect_text import caption_rows, headline, image_rows, in_bytes, state
 
 __all__ = ["render_page"]

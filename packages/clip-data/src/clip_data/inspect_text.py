@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from clip_data.faults import SKIPPED
-from clip_data.inspect import Report, ShardReport, Spread
+from clip_data.inspect_report import Report, ShardReport, Spread
 
 __all__ = ["caption_rows", "headline", "image_rows", "in_bytes", "render_text", "state"]
 
