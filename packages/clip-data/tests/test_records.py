@@ -38,7 +38,8 @@ def test_usual_and_named_fields(read):
     assert (record.image, record.caption, record.label) == (b"j", "alt", 4)
     (record,) = read({"jpg": b"i", "cls": "7", "label": 3})
     assert (record.caption, record.label) == ("", 7)
-    assert read({"jpg": b"i", "label": None})[0].label is None
+    for none in (None, "tabby", 0.5, 1 << 31):
+        assert read({"jpg": b"i", "label": none})[0].label is None
 
 
 def test_unusable_records_are_left_out(read, caplog):
@@ -82,3 +83,11 @@ def test_webdataset_records(tmp_path):
         8,
     )
     assert (second.key, second.image, second.caption, second.label) == ("1", b"j", "", 5)
+
+
+def test_an_image_under_another_name_is_found_by_its_bytes(read, encode):
+    (record,) = read({"id": b"7", "image/encoded": encode(), "image/format": "png", "text": [b"one", b" "]})
+    assert (record.image, record.caption, record.row) == (encode(), "one", 0)
+    assert "image/encoded" not in record.metadata
+    (record,) = read({"jpg": b"", "picture": encode()})
+    assert record.image == encode()

@@ -33,7 +33,7 @@ class SourceConfig:
         caption_key: Field that holds the caption, or ``"auto"``: the first present of caption, txt, text. Of several
             fields, or of fields with weights, one that is not blank is drawn for each sample, by the pipeline's seed
             and the position; so is one of a field that holds several captions.
-        label_key: Field that holds an integer label; None takes ``cls`` or ``label`` where present.
+        label_key: Field that holds an integer label; None takes ``cls`` or ``label`` where that is an integer.
         filters: Conditions on the metadata that a record must meet; others are replaced, and counted apart.
 
     Raises:

@@ -67,16 +67,13 @@ def to_record(
     """
     image = _take_image(fields, source.image_key)
     caption, is_utf8 = _caption(fields, source.caption_key, draw)
-    label_key = _find(fields, source.label_key or "auto", _LABEL_KEYS)
-    has_label = label_key is not None and not _is_nothing(fields[label_key])
-    if source.label_key is not None and not has_label:
-        raise RecordError("missing_label", f"nothing in {source.label_key!r}; the fields are {', '.join(fields)}")
+    label = _label(fields, source.label_key)
     key, _ = _text(fields.pop("__key__", None) or fields.get("key"))
     return Record(
         key=key,
         image=image,
         caption=caption,
-        label=_label(fields[label_key], label_key) if label_key and has_label else None,
+        label=label,
         metadata=fields,
         shard=shard,
         row=row,
@@ -129,7 +126,7 @@ def _draw(weights: Mapping[str, float], draw: int) -> str:
     return next(reversed(weights))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def _find(fields: dict[str, Any], name: str, usual: tuple[str, ...]) -> str | None:
+def _find(fields: Mapping[str, Any], name: str, usual: tuple[str, ...]) -> str | None:
     """Returns the first of the names that holds something, else the first that is there at all."""
     present = [key for key in (usual if name == "auto" else (name,)) if key in fields]
     return next((key for key in present if not _is_nothing(fields[key])), present[0] if present else None)
@@ -153,11 +150,21 @@ def _text(value: Any) -> tuple[str, bool]:
         return value.decode("utf-8", "replace"), False
 
 
-def _label(value: Any, name: str) -> int:
+def _label(fields: Mapping[str, Any], name: str | None) -> int | None:
+    """Returns the label; a usual field that holds something else, a class's name say, is none unless it is named."""
+    key = _find(fields, name or "auto", _LABEL_KEYS)
+    if key is None or _is_nothing(fields[key]):
+        if name is not None:
+            raise RecordError("missing_label", f"nothing in {name!r}; the fields are {', '.join(fields)}")
+        return None
+    value = fields[key]
     try:
         label = operator.index(value) if not isinstance(value, str | bytes) else int(value)
-    except (TypeError, ValueError) as error:
-        raise RecordError("bad_record", f"{name} must be an integer, not {value!r:.100}") from error
-    if not -(1 << 31) <= label < 1 << 31:
-        raise RecordError("bad_record", f"{name} must fit into 32 bits, not be {label}")
-    return label
+        if -(1 << 31) <= label < 1 << 31:
+            return label
+        problem = f"{key} must fit into 32 bits, not be {label}"
+    except (TypeError, ValueError):
+        problem = f"{key} must be an integer, not {value!r:.100}"
+    if name is not None:
+        raise RecordError("bad_record", problem)
+    return None
