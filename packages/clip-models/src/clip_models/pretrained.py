@@ -8,17 +8,18 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from clip_models.config import ClipConfig, Dtype
-from clip_models.formats import huggingface, native
+from clip_models.formats import huggingface, native, open_clip
+from clip_models.formats.big_vision import open_big_vision
 from clip_models.formats.model_card import write_model_card
 from clip_models.formats.params_io import check_params, read_params
 from clip_models.formats.stored import Stored
 from clip_models.formats.tokenizer import save_tokenizer
 from clip_models.params import Params
 
-Format = Literal["clip-jax", "huggingface", "auto"]
+Format = Literal["auto", "clip-jax", "huggingface", "open_clip"]
 
 # What a repository holds besides weights, which are fetched when it is known in which file they are.
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
@@ -35,18 +36,20 @@ def load_pretrained(
 
     Directories of :func:`save_pretrained`; of Hugging Face's transformers 4 and 5, of type ``clip``, ``siglip`` and
     ``siglip2``, or of one of their towers alone, or ``vit``, ``dinov2`` and ``dinov2_with_registers``, which make an
-    image tower without a projection. A classifier's head is left out, with a warning.
+    image tower without a projection. A classifier's head is left out, with a warning. Directories of open_clip, or
+    its weights beside their ``open_clip_config.json``. ``.npz`` files of big_vision's SigLIP and SigLIP 2.
 
     Weights are mapped, and each array is placed once: more memory than the parameters need is not taken.
 
     Args:
-        path_or_repo: a directory or, where there is none of that name, a repository on the Hugging Face Hub, which is
-            downloaded once and kept in the Hub's cache.
+        path_or_repo: a directory or file or, where there is none of that name, a repository on the Hugging Face Hub,
+            which is downloaded once and kept in the Hub's cache.
         dtype: of the parameters.
         shardings: where they go: one sharding for all, or a tree of one for each, as ``clip_sharding.shardings`` makes
             it from :func:`load_config`, ``logical_axes`` and the shapes. Each device gets its share, and the process
             reads no more. None: the default device.
-        config: of the model, in place of the one beside the weights.
+        config: of the model, in place of the one beside the weights. An npz has none: it is inferred from the arrays,
+            with images of the size that the patches cover, unless it is given.
 
     Returns:
         (config, params).
@@ -77,13 +80,16 @@ def load_config(path_or_repo: str | os.PathLike[str]) -> ClipConfig:
         ValueError: as there, except for the tensors.
     """
     place = _locate(path_or_repo)
+    if place.file is not None or not (place.directory / "config.json").is_file():
+        if place.file is None and (place.directory / open_clip.CONFIG_NAME).is_file():
+            return open_clip.read_directory_config(place.directory, repo=place.repo)
+        return _open(place, None).config
     contents = _read_config_file(place)
-    kind = huggingface.KINDS.get(contents["model_type"])
     if contents["model_type"] == native.MODEL_TYPE:
         return native.config_from_dict(contents["config"])
-    if kind is not None and kind.projected_class is None:
+    if huggingface.KINDS[contents["model_type"]].projected_class is None:
         return huggingface.read_directory_config(place.directory, contents, repo=place.repo)
-    return _open(place, None).config
+    return _open(place, None).config  # whether CLIP's tower has a projection, its tensors say
 
 
 def save_pretrained(
@@ -98,8 +104,9 @@ def save_pretrained(
     """Writes a model, as :func:`load_pretrained` and, by the format, PyTorch's libraries open it.
 
     ``clip-jax``, our own, holds any architecture. ``huggingface`` is a directory that transformers 4 and 5 open with
-    ``AutoModel`` and ``AutoProcessor``. ``auto`` is that where it can express the architecture, and where not, after a
-    warning that says what stands against it, our own.
+    ``AutoModel`` and ``AutoProcessor``, ``open_clip`` one that open_clip opens as ``local-dir:…``. ``auto`` is the
+    first of the two that can express the architecture, and where none can, after a warning that says what stands
+    against it, our own.
 
     Every file is replaced when its successor is whole, and the config comes last.
 
@@ -117,40 +124,78 @@ def save_pretrained(
             named.
     """
     directory = Path(directory)
-    if format not in ("clip-jax", "huggingface", "auto"):
-        raise ValueError(f"format must be clip-jax, huggingface or auto; got {format!r}.")
-    model_type, lost = ("", []) if format == "clip-jax" else huggingface.find_model_type(config)
-    if lost:
-        message = f"Hugging Face's {model_type} cannot express {', '.join(lost)}"
-        if format == "huggingface":
-            raise ValueError(f"{message}: change the model, or save it with format='clip-jax'.")
-        warnings.warn(f"{message}; the model is saved in our own format.", stacklevel=2)
+    if format not in get_args(Format):
+        raise ValueError(f"format must be one of {', '.join(get_args(Format))}; got {format!r}.")
+    format, model_type = _choose_format(format, config)
     check_params(config, params)
     directory.mkdir(parents=True, exist_ok=True)
     has_tokenizer = save_tokenizer(config.preprocess.tokenizer if tokenizer is None else tokenizer, directory)
-    if format == "clip-jax" or lost:
+    if format == "clip-jax":
         native.write_native(directory, config, params, dtype=dtype)
+    elif format == "open_clip":
+        program = open_clip.EXAMPLE_PROGRAM
+        write_model_card(directory, config, program=program, library="open_clip", has_tokenizer=has_tokenizer)
+        open_clip.write_open_clip(directory, config, params, dtype=dtype, has_tokenizer=has_tokenizer)
     else:
         program = huggingface.example_program(model_type, config)
         write_model_card(directory, config, program=program, library="transformers", has_tokenizer=has_tokenizer)
         huggingface.write_huggingface(directory, config, params, model_type=model_type, dtype=dtype)
 
 
+def _choose_format(format: Format, config: ClipConfig) -> tuple[Format, str]:
+    """Returns the format to write, ``auto`` decided, and Hugging Face's model type."""
+    if format == "clip-jax":
+        return format, ""
+    model_type, against_huggingface = huggingface.find_model_type(config)
+    against_open_clip = open_clip.find_losses(config)
+    refusals = {
+        "huggingface": f"Hugging Face's {model_type} cannot express {', '.join(against_huggingface)}",
+        "open_clip": f"open_clip cannot express {', '.join(against_open_clip)}",
+    }
+    losses = {"huggingface": against_huggingface, "open_clip": against_open_clip}
+    if format == "auto":
+        for candidate in ("huggingface", "open_clip"):
+            if not losses[candidate]:
+                return candidate, model_type
+        warnings.warn(f"{'; '.join(refusals.values())}: the model is saved in our own format.", stacklevel=3)
+        return "clip-jax", ""
+    if losses[format]:
+        raise ValueError(f"{refusals[format]}: change the model, or save it with format='clip-jax'.")
+    return format, model_type
+
+
 class _Place(NamedTuple):
-    """Where a model is: in a directory, which may be the copy of a repository."""
+    """Where a model is: in a directory, which may be the copy of a repository, or in one file of it."""
 
     directory: Path
-    repo: str | None
+    file: Path | None = None
+    repo: str | None = None
 
 
 def _locate(path_or_repo: str | os.PathLike[str]) -> _Place:
     path = Path(path_or_repo)
     if path.is_dir():
-        return _Place(path, None)
-    return _Place(_download(str(path_or_repo), _SMALL_FILES), str(path_or_repo))
+        return _Place(path)
+    if path.is_file():
+        return _Place(path.parent, file=path)
+    return _Place(_download(str(path_or_repo), _SMALL_FILES), repo=str(path_or_repo))
 
 
 def _open(place: _Place, config: ClipConfig | None) -> Stored:
+    if place.file is not None and place.file.suffix == ".npz":
+        return open_big_vision(place.file, config=config)
+    is_open_clip = (place.directory / open_clip.CONFIG_NAME).is_file()
+    if place.file is not None:
+        if place.file.suffix != ".safetensors" or not is_open_clip:
+            raise ValueError(
+                f"a file must be big_vision's .npz, or open_clip's .safetensors beside its {open_clip.CONFIG_NAME}; "
+                f"got {place.file}: give the directory."
+            )
+        return open_clip.open_open_clip(place.directory, file=place.file, config=config)
+    if is_open_clip and not (place.directory / "config.json").is_file():
+        if place.repo is not None:
+            _download(place.repo, ["open_clip_model*.safetensors"])
+        return open_clip.open_open_clip(place.directory, repo=place.repo, config=config)
     contents = _read_config_file(place)
     if place.repo is not None:
         _download(place.repo, ["model*.safetensors"])

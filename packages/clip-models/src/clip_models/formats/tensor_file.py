@@ -32,6 +32,7 @@ class Place(NamedTuple):
 
     Args:
         path: of the file.
+        name: that it has there.
         dtype: of its elements.
         shape: its dims.
         offset: of its first byte. None: it is compressed, a member of an npz.
@@ -39,6 +40,7 @@ class Place(NamedTuple):
     """
 
     path: Path
+    name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int | None
@@ -79,7 +81,7 @@ class TensorFiles(Mapping[str, Place]):
         place = self._places[name]
         if place.offset is None:
             with np.load(place.path) as archive:
-                return archive[name].view(place.dtype)
+                return archive[place.name].view(place.dtype)
         flat = np.frombuffer(self._map(place.path), place.dtype, math.prod(place.shape), place.offset)
         return flat.reshape(place.shape, order=place.order)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
@@ -130,7 +132,7 @@ def open_safetensors(paths: Iterable[Path]) -> TensorFiles:
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             if end > size:
                 raise ValueError(f"{path} is cut short: {name} ends at byte {end}, the file at {size}.")
-            places[name] = Place(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), begin)
+            places[name] = Place(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), begin)
     return TensorFiles(places)
 
 
@@ -164,7 +166,8 @@ def open_npz(path: Path) -> TensorFiles:
                     offset = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + header_length
                 if dtype == np.dtype("V2"):
                     dtype = np.dtype(jnp.bfloat16)
-                places[member.filename.removesuffix(".npy")] = Place(path, dtype, shape, offset, "CF"[is_fortran])
+                name = member.filename.removesuffix(".npy")
+                places[name] = Place(path, name, dtype, shape, offset, "CF"[is_fortran])
     except (zipfile.BadZipFile, KeyError) as error:
         raise ValueError(f"{path} must be an npz file of arrays; it could not be read ({error}).") from error
     return TensorFiles(places)

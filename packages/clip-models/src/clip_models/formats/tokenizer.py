@@ -67,4 +67,13 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> bool:
     if not hasattr(tokenizer, "save_pretrained"):
         raise TypeError(f"tokenizer must be a directory, a tokenizer of transformers, or None; got {type(tokenizer)}.")
     tokenizer.save_pretrained(str(directory))
+    _for_older_transformers(directory / "tokenizer_config.json")
     return True
+
+
+def _for_older_transformers(path: Path) -> None:
+    """Gives a tokenizer without a class of its own the name that transformers 4 knows, and 5 still takes."""
+    contents = json.loads(path.read_text()) if path.is_file() else {}
+    if contents.get("tokenizer_class") == "TokenizersBackend":
+        names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+        path.write_text(json.dumps({**contents, **names}, indent=2) + "\n")

@@ -50,6 +50,8 @@ def read_config(
     if kind.has_vision and has_vision:
         tower = _part(contents, "vision_config", VISION_DEFAULTS, model_type)
         vision = _VISION_READERS[kind.family](tower)
+        if kind.has_text and vision.pool == "gap" and has_text:
+            raise ValueError("vision_use_head must be true: without its head this image tower has no embedding.")
     if kind.has_text and has_text:
         tower = _part(contents, "text_config", TEXT_DEFAULTS, model_type)
         text = _read_clip_text(tower) if kind.family == "clip" else _read_siglip_text(tower)
@@ -88,14 +90,16 @@ def write_config(model_type: str, config: ClipConfig) -> dict[str, Any]:
     kind = KINDS[model_type]
     vision = text = None
     if config.vision is not None:
-        vision = _write_vision(model_type if not kind.has_text else kind.family, config.vision)
+        vision = _write_vision(model_type, config.vision)
     if config.text is not None:
         text = {**_write_transformer(config.text), "vocab_size": config.text.vocab_size}
         text["max_position_embeddings"] = config.text.max_length
         if kind.family == "clip":
-            text["eos_token_id"] = _LEGACY_EOS if config.text.pool == "argmax" else config.text.eos_token_id
+            last = config.text.vocab_size - 1  # of a text that is pooled otherwise, which the type cannot express
+            eos = config.text.eos_token_id
+            text["eos_token_id"] = _LEGACY_EOS if config.text.pool == "argmax" else last if eos is None else eos
         else:
-            text["projection_size"] = config.embed_dim
+            text["projection_size"] = config.embed_dim if config.vision is None else config.vision.pooled_dim
     projection = {"projection_dim": config.embed_dim} if kind.family == "clip" else {}
     is_projected = kind.projected_class is not None and config.projection_dim is not None
     contents = {"architectures": [kind.projected_class if is_projected else kind.model_class], "model_type": model_type}
@@ -245,10 +249,10 @@ _VISION_READERS: dict[str, Callable[[Mapping[str, Any]], VisionConfig]] = {
 
 
 def _write_vision(model_type: str, config: VisionConfig) -> dict[str, Any]:
-    """The fields of an image tower, in the terms of a model type or a whole model's family."""
+    """The fields of an image tower, alone or in a whole model, in the terms of the model's type."""
     fields = {**_write_transformer(config), "patch_size": config.patch_size, "image_size": config.image_shape[0]}
     if model_type.startswith("siglip"):
-        fields["vision_use_head"] = config.pool == "map"
+        fields["vision_use_head"] = config.pool == "map" or KINDS[model_type].has_text  # a whole model always has it
     if model_type.startswith("siglip2"):
         del fields["image_size"]
         fields["num_patches"] = config.num_patches

@@ -114,13 +114,13 @@ def write_processor(model_type: str, config: ClipConfig) -> dict[str, Any]:
         return {}
     if default.resize_mode == "naflex":
         return {**contents, "max_num_patches": preprocess.max_patches, "patch_size": vision.patch_size}
-    height, width = vision.image_shape
-    whole = {"height": height, "width": width}
+    side = vision.image_shape[0]  # the models know squares only
+    whole = {"height": side, "width": side}
     if default.resize_mode == "squash":
         return {**contents, "size": whole}
     if preprocess.resize_mode == "squash":
         return {**contents, "size": whole, "do_center_crop": False}
-    return {**contents, "size": {"shortest_edge": min(height, width)}, "do_center_crop": True, "crop_size": whole}
+    return {**contents, "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": whole}
 
 
 def _one_size(size: Any, crop: Any) -> int | tuple[int, int]:
