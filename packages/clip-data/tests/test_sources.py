@@ -3,7 +3,7 @@ import os
 import pytest
 from pyarrow import fs
 
-from clip_data import SourceConfig, list_shards, read_records, sources
+from clip_data import SourceConfig, buckets, list_shards, read_records, sources
 from clip_data.tfrecord import write_examples
 
 
@@ -53,7 +53,7 @@ def test_buckets(tmp_path, monkeypatch, examples):
         write_examples(tmp_path / f"bucket/a/{n}.tfrecord", examples(n, n + 1))
     (tmp_path / "bucket/a/1_stats.json").write_text('{"successes": 1}')
     local = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(sources, "_filesystem", lambda path: (local, path.partition("://")[2]))
+    monkeypatch.setattr(buckets, "_filesystem", lambda path: (local, path.partition("://")[2]))
     pattern = "gs://bucket/*/{0,1}.tfrecord"
     assert list_shards(pattern) == ["gs://bucket/a/0.tfrecord", "gs://bucket/a/1.tfrecord"]
     assert [r.label for r in read_records(SourceConfig(format="tfrecord", shards=pattern))] == [0, 1]

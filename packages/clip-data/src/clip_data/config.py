@@ -108,8 +108,6 @@ class DataConfig:
         transform: A pure function that replaces a record, or drops it by None, before it is decoded. A cursor knows it
             by its ``identity``, or its module and name.
         max_bad_fraction: Share of samples that may be unusable before the run stops, in [0, 1].
-        executor: ``"threads"`` reads every format; ``"tensorflow"`` leaves TFRecords to tf.data, which needs the extra
-            ``clip-data[tensorflow]``. Both make the same batches. ``"auto"`` takes the threads, which are the faster.
         num_threads: That decode; None is one for each core that the process may use.
         num_workers: Processes that decode, with as many threads in all. 0 decodes in this process, where Python's lock
             ends it near 40,000 images a second.
@@ -140,7 +138,6 @@ class DataConfig:
     empty_caption: Literal["drop", "keep"] = "drop"
     transform: Transform | None = None
     max_bad_fraction: float = 0.1
-    executor: Literal["auto", "threads", "tensorflow"] = "auto"
     num_threads: int | None = None
     num_workers: int = 0
     prefetch: int = 2
@@ -153,8 +150,8 @@ class DataConfig:
             object.__setattr__(self, "image_size", tuple(self.image_size))
         if len(self.image_shape) != 2 or min(self.image_shape) < 1:
             raise ValueError(f"image_size must be a side or a height and a width, at least 1, not {self.image_size!r}")
-        if self.num_workers < 0 or (self.num_workers and self.executor == "tensorflow"):
-            raise ValueError(f"num_workers must be 0 or more, and 0 with tensorflow, not {self.num_workers!r}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, not {self.num_workers!r}")
         for name in (
             "patch_size",
             "max_patches",
@@ -173,7 +170,6 @@ class DataConfig:
             "interpolation": ("bicubic", "bilinear"),
             "padding": ("max_length", "longest"),
             "empty_caption": ("drop", "keep"),
-            "executor": ("auto", "threads", "tensorflow"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -5,7 +5,6 @@ Knows no format: a shard is a named run of bytes here.
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import itertools
 import json
@@ -15,9 +14,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Shard", "expected_count", "list_shards", "open_shard"]
+from clip_data.buckets import REMOTE, RemoteShard, list_objects, read_object
 
-_REMOTE = ("gs://", "s3://")
+__all__ = ["Shard", "expected_count", "list_shards", "open_shard"]
 
 
 class Shard(Protocol):
@@ -47,20 +46,6 @@ class _LocalShard:
             close(self._descriptor)
 
 
-class _RemoteShard:
-    """A shard from a bucket, fetched whole: one long read instead of thousands of short ones."""
-
-    def __init__(self, path: str):
-        self.path = path
-        filesystem, inner = _filesystem(path)
-        with filesystem.open_input_stream(inner) as stream:
-            self._data = stream.read()
-        self.size = len(self._data)
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        return self._data[offset : offset + length]
-
-
 def open_shard(path: str) -> Shard:
     """Opens one shard.
 
@@ -73,10 +58,10 @@ def open_shard(path: str) -> Shard:
     Raises:
         OSError: It cannot be read; the message names it.
     """
-    if not path.startswith(_REMOTE):
+    if not path.startswith(REMOTE):
         return _LocalShard(path)
     try:
-        return _RemoteShard(path)
+        return RemoteShard(path)
     except OSError as error:
         raise OSError(f"shard {path} cannot be read: {error}") from error
 
@@ -100,9 +85,9 @@ def list_shards(patterns: str | Sequence[str], *, folders: bool = False) -> list
     missing: list[str] = []
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     for pattern in itertools.chain.from_iterable(map(_expand_braces, patterns)):
-        if folders and pattern.startswith(_REMOTE):
+        if folders and pattern.startswith(REMOTE):
             raise ValueError(f"folders of files are read from local disks only, not {pattern}: pack them into shards")
-        found = _list_remote(pattern) if pattern.startswith(_REMOTE) else _list_local(pattern, folders=folders)
+        found = list_objects(pattern) if pattern.startswith(REMOTE) else _list_local(pattern, folders=folders)
         shards.extend(found)
         if not found:
             missing.append(pattern)
@@ -110,7 +95,7 @@ def list_shards(patterns: str | Sequence[str], *, folders: bool = False) -> list
         hint = "; a directory's files are named by a glob, DIR/*.tar" if any(map(os.path.isdir, missing)) else ""
         hint = "; the format reads folders, not files" if folders and any(map(os.path.isfile, missing)) else hint
         raise FileNotFoundError(f"no shard at {', '.join(_first(missing))}{hint}")
-    unreadable = [path for path in shards if not path.startswith(_REMOTE) and not os.access(path, os.R_OK)]
+    unreadable = [path for path in shards if not path.startswith(REMOTE) and not os.access(path, os.R_OK)]
     if unreadable:
         raise PermissionError(f"no permission to read {', '.join(_first(unreadable))}")
     if len(set(shards)) < len(shards):
@@ -129,14 +114,12 @@ def expected_count(path: str, field: str = "successes") -> int | None:
     Returns:
         The number, or None where the shard is local, which is quicker to count than to trust, or has no such file.
     """
-    if not path.startswith(_REMOTE):
+    if not path.startswith(REMOTE):
         return None
     stats = os.path.splitext(path)[0] + "_stats.json"
-    filesystem, inner = _filesystem(stats)
     try:
-        with filesystem.open_input_stream(inner) as stream:
-            return int(json.loads(stream.read())[field])
-    except FileNotFoundError:
+        return int(json.loads(bytes(read_object(stats)))[field])
+    except (FileNotFoundError, KeyError, TypeError, ValueError):  # none there, or not img2dataset's
         return None
 
 
@@ -168,30 +151,3 @@ def _list_local(pattern: str, *, folders: bool) -> list[str]:
     path = os.path.expanduser(pattern.removeprefix("file://"))
     found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]
     return [path for path in found if (os.path.isdir if folders else os.path.isfile)(path)]
-
-
-def _list_remote(pattern: str) -> list[str]:
-    from pyarrow import fs
-
-    filesystem, inner = _filesystem(pattern)
-    if not glob.has_magic(inner):
-        return [pattern] if filesystem.get_file_info(inner).type == fs.FileType.File else []
-    parts = inner.split("/")
-    depth = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    selector = fs.FileSelector("/".join(parts[:depth]), recursive=len(parts) > depth + 1, allow_not_found=True)
-    scheme = pattern[: pattern.index("://") + 3]
-    return sorted(
-        scheme + info.path
-        for info in filesystem.get_file_info(selector)
-        if info.type == fs.FileType.File
-        and info.path.count("/") == inner.count("/")
-        and all(map(fnmatch.fnmatchcase, info.path.split("/"), parts))
-    )
-
-
-def _filesystem(path: str):
-    """Returns pyarrow's filesystem for a URL and the path inside it."""
-    from pyarrow import fs
-
-    scheme, _, inner = path.partition("://")
-    return (fs.GcsFileSystem() if scheme == "gs" else fs.S3FileSystem()), inner

@@ -1,0 +1,215 @@
+"""Objects in buckets, read through failures: retried with jitter, continued where the last read ended.
+
+Credentials are those that ``pyarrow.fs`` finds. Other endpoints are named by the variables that the stores' own tools
+read: ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, and ``STORAGE_EMULATOR_HOST``, which is reached anonymously.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import glob
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+__all__ = ["REMOTE", "RemoteShard", "list_objects", "read_object"]
+
+REMOTE = ("gs://", "s3://")
+
+_CHUNK_BYTES = 8 << 20
+_DEADLINE_SECONDS = 300.0  # without a byte
+_STALL_SECONDS = 60.0  # of one request
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 20.0
+# What a retry does not change, in the words of the stores' clients, which pyarrow passes on as OSError.
+_FINAL = ("ACCESS_DENIED", "PERMISSION_DENIED", "UNAUTHENTICATED", "NO_SUCH_BUCKET", "NO_SUCH_KEY")
+
+T = TypeVar("T")
+logger = logging.getLogger("clip_data")
+
+
+class RemoteShard:
+    """A shard from a bucket, fetched whole: one long read instead of thousands of short ones.
+
+    Args:
+        path: ``gs://`` or ``s3://``.
+
+    Raises:
+        OSError: It cannot be read; the message names it.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._data = read_object(path)
+        self.size = len(self._data)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Returns ``length`` bytes from ``offset`` on, fewer only at the end."""
+        return bytes(self._data[offset : offset + length])
+
+
+def read_object(path: str) -> memoryview:
+    """Reads an object.
+
+    Args:
+        path: ``gs://`` or ``s3://``.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It may not be read, or gave no byte for five minutes, whatever was tried.
+        ValueError: It was replaced by another while it was read.
+    """
+    filesystem, inner = _filesystem(path)
+
+    def open_it() -> tuple[Any, int]:
+        info = filesystem.get_file_info(inner)  # not the file's own size(), for which pyarrow waits with Python's lock
+        if not info.is_file:
+            raise FileNotFoundError(f"there is no object {path}")
+        return filesystem.open_input_file(inner), info.size
+
+    stream, size = _retried(path, open_it)
+    data, offset = memoryview(bytearray(size)), 0
+    retries = _Retries(path)
+    while offset < size:
+        try:
+            if stream is None:
+                stream, now = _in_time(open_it)
+                if now != size:
+                    raise ValueError(f"{path} changed its size from {size} to {now} bytes while it was read")
+            chunk = _in_time(functools.partial(stream.read_at, min(_CHUNK_BYTES, size - offset), offset))
+            if not chunk:
+                raise OSError("the store closed the connection")
+        except OSError as error:
+            stream = None
+            retries.wait(error)
+        else:
+            data[offset : offset + len(chunk)] = chunk
+            offset += len(chunk)
+            retries.restart()
+    return data
+
+
+def list_objects(pattern: str) -> list[str]:
+    """Lists the objects that a path or glob names, sorted.
+
+    Args:
+        pattern: ``gs://`` or ``s3://``.
+
+    Raises:
+        OSError: The store cannot be asked; the message names the pattern.
+    """
+    from pyarrow import fs
+
+    filesystem, inner = _filesystem(pattern)
+    if not glob.has_magic(inner):
+        info = _retried(pattern, lambda: filesystem.get_file_info(inner))
+        return [pattern] if info.type == fs.FileType.File else []
+    parts = inner.split("/")
+    depth = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    selector = fs.FileSelector("/".join(parts[:depth]), recursive=len(parts) > depth + 1, allow_not_found=True)
+    scheme = pattern[: pattern.index("://") + 3]
+    return sorted(
+        scheme + info.path
+        for info in _retried(pattern, lambda: filesystem.get_file_info(selector))
+        if info.type == fs.FileType.File
+        and info.path.count("/") == inner.count("/")
+        and all(map(fnmatch.fnmatchcase, info.path.split("/"), parts))
+    )
+
+
+class _Retries:
+    """Waits between attempts, longer each time and never as long as another process, until it gives up."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self.restart()
+
+    def restart(self) -> None:
+        """Something was received: the deadline and the waits begin anew."""
+        self._num_failed = 0
+        self._deadline = time.monotonic() + _DEADLINE_SECONDS
+
+    def wait(self, error: OSError) -> None:
+        """Waits after a failure.
+
+        Raises:
+            OSError: The failure is final, or the deadline has passed.
+        """
+        if isinstance(error, FileNotFoundError | PermissionError) or any(word in str(error) for word in _FINAL):
+            raise error
+        self._num_failed += 1
+        if time.monotonic() > self._deadline:
+            raise OSError(
+                f"nothing of {self._path} arrived for {_DEADLINE_SECONDS:g} seconds, in {self._num_failed} attempts; "
+                f"the last one: {error}"
+            ) from error
+        longest = min(_FIRST_WAIT_SECONDS * 2**self._num_failed, _LONGEST_WAIT_SECONDS)
+        seconds = random.uniform(0, longest)  # affects when a read is tried again, and nothing that is read
+        logger.debug("%s: attempt %d failed, the next in %.1f s: %s", self._path, self._num_failed, seconds, error)
+        time.sleep(seconds)
+
+
+def _retried(path: str, call: Callable[[], T]) -> T:
+    retries = _Retries(path)
+    while True:
+        try:
+            return _in_time(call)
+        except OSError as error:
+            retries.wait(error)
+
+
+def _in_time(call: Callable[[], T]) -> T:
+    """Calls, in a thread that is left behind if the store stalls: its client may wait for ever."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # raised again in the caller's thread
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="clip-data-bucket", daemon=True).start()
+    try:
+        return future.result(timeout=_STALL_SECONDS)
+    except FutureTimeoutError as error:
+        raise OSError(f"no answer for {_STALL_SECONDS:g} seconds") from error
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    """Returns pyarrow's filesystem for a URL and the path inside it."""
+    scheme, _, inner = path.partition("://")
+    if scheme == "gs":
+        return _gcs(os.environ.get("STORAGE_EMULATOR_HOST", "")), inner
+    return _s3(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")), inner
+
+
+@functools.cache
+def _s3(endpoint: str) -> Any:
+    from pyarrow import fs
+
+    options = {"endpoint_override": endpoint} if endpoint else {}
+    # The retries are ours: the client's own do not continue within an object.
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1))
+
+
+@functools.cache
+def _gcs(endpoint: str) -> Any:
+    from pyarrow import fs
+
+    options: dict[str, Any] = {}
+    if endpoint:
+        url = urlsplit(endpoint if "//" in endpoint else f"http://{endpoint}")
+        options = {"endpoint_override": url.netloc, "scheme": url.scheme, "anonymous": True}
+    return fs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=1))

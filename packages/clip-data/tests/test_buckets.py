@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from clip_data import DataConfig, Pipeline, SourceConfig, buckets, list_shards
+from clip_data.tfrecord import write_examples
+
+NUM_FAULTS = 50
+EMULATORS = {"s3": "moto.server", "gs": "gcp_storage_emulator.server"}
+KINDS = {"429", "503", "reset", "cut", "stall"}
+
+
+@pytest.fixture(params=["s3", "gs"])
+def store(request, monkeypatch, tmp_path, encode):
+    """A store of four shards; what is called on it is the proxy's, to fail so many times."""
+    pytest.importorskip(EMULATORS[request.param])
+    script = str(Path(__file__).with_name("faulty_store.py"))
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", script, request.param],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    port, direct = process.stdout.readline().split()
+    url = f"http://127.0.0.1:{port}"
+    if request.param == "s3":
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": url,
+        }.items():
+            monkeypatch.setenv(name, value)
+        filesystem = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{direct}", allow_bucket_creation=True)
+    else:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        filesystem = fs.GcsFileSystem(
+            endpoint_override=f"127.0.0.1:{port}", scheme="http", anonymous=True, project_id="test"
+        )
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 48, 3), np.uint8)
+    filesystem.create_dir("bucket")
+    for shard in range(4):
+        rows = range(shard * 10, shard * 10 + 10)
+        path = tmp_path / f"{shard}0.tfrecord"
+        write_examples(path, [{"key": f"{n:02d}", "png": encode(noise[n]), "caption": f"{n}"} for n in rows])
+        with filesystem.open_output_stream(f"bucket/{path.name}") as stream:
+            stream.write(path.read_bytes())
+    monkeypatch.setattr(buckets, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0.005)
+    monkeypatch.setattr(buckets, "_LONGEST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(buckets, "_STALL_SECONDS", 1.5)
+
+    def faults(number=None):
+        with urllib.request.urlopen(f"{url}/faults" if number is None else f"{url}/faults/{number}") as answer:
+            return json.load(answer)
+
+    yield f"{request.param}://", noise, faults
+    process.kill()
+    process.communicate()
+
+
+def test_fifty_faults_lose_and_double_nothing(store):
+    scheme, noise, faults = store
+    assert list_shards(f"{scheme}bucket/*.tfrecord") == [f"{scheme}bucket/{n}0.tfrecord" for n in range(4)]
+    faults(NUM_FAULTS)
+    source = SourceConfig(format="tfrecord", shards=f"{scheme}bucket/*.tfrecord")
+    config = DataConfig(
+        sources=(source,), image_size=48, tokenizer=None, text_length=1, shuffle=False, num_epochs=1, num_threads=8
+    )
+    with Pipeline(config, global_batch_size=16) as pipeline:
+        batches = list(pipeline)
+        assert pipeline.faults == {}
+    made = faults()
+    assert len(made) == NUM_FAULTS
+    assert set(made) == KINDS
+    images = np.concatenate([batch.image[batch.mask] for batch in batches])
+    np.testing.assert_array_equal(images, noise)
+
+
+def test_after_the_deadline_the_object_is_named(store, monkeypatch):
+    scheme, _, faults = store
+    faults(1000)
+    monkeypatch.setattr(buckets, "_DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr(buckets, "_STALL_SECONDS", 0.1)
+    message = rf"nothing of {scheme}bucket/10.tfrecord arrived for 0.3 seconds, in \d+ attempts"
+    with pytest.raises(OSError, match=message):
+        buckets.read_object(f"{scheme}bucket/10.tfrecord")
+
+
+def test_what_is_not_there_is_not_tried_again(store):
+    scheme, *_ = store
+    begin = time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        buckets.read_object(f"{scheme}bucket/none.tfrecord")
+    with pytest.raises(FileNotFoundError, match="none"):
+        list_shards(f"{scheme}bucket/none.tfrecord")
+    assert time.monotonic() - begin < 5
