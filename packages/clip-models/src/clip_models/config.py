@@ -253,8 +253,8 @@ class ComputeConfig:
         attention: the implementation: XLA's, cuDNN's flash attention on NVIDIA GPUs, splash attention on TPUs;
             ``auto`` takes what suits the backend and the shapes.
         float32_logits: whether products of queries and keys are accumulated, kept and normalised in float32 when
-            ``dtype`` is less; without it they are rounded to ``dtype`` before the float32 softmax where the
-            implementation does so.
+            ``dtype`` is less. Without it XLA's are rounded to ``dtype`` before the float32 softmax, half the bytes; the
+            other implementations never round them.
     """
 
     dtype: Dtype = "float32"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from clip_data import SourceConfig
 from clip_models import ClipConfig
-from clip_models.config import Interpolation, Padding, ResizeMode
+from clip_models.config import Interpolation, Padding, Remat, ResizeMode
 from clip_sharding import MeshConfig
 from clip_train.augment import AugmentConfig
 from clip_train.checkpoint import CheckpointConfig
@@ -143,7 +143,7 @@ class TrainConfig:
     mesh: MeshConfig | None = None
     sharding: Literal["auto", "replicated", "fsdp"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    remat: Literal["none", "minimal", "full"] = "none"
+    remat: Remat = "none"
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     seed: int = 0
