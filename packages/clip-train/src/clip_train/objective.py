@@ -18,6 +18,7 @@ from clip_losses import sharded_sigmoid_loss, sharded_softmax_loss, sigmoid_loss
 from clip_models import ClipConfig, encode_image, encode_text
 from clip_sharding import BATCH_AXES
 from clip_train.augment import AugmentConfig, augment, normalize
+from clip_train.inputs import both_towers
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
@@ -91,10 +92,13 @@ def clip_objective(
         `logit_bias`.
     """
     over = mesh if mesh is not None and mesh.size > 1 else None
+    size = None if augmentation is None or augmentation.source_size is None else both_towers(model)[0].image_shape
 
     def encode(params: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         augment_key, image_key, text_key = jax.random.split(key, 3)
-        images = batch["image"] if augmentation is None else augment(batch["image"], augment_key, augmentation)
+        images = batch["image"]
+        if augmentation is not None:
+            images = augment(images, augment_key, augmentation, size=size)
         pixels = normalize(images, mean=model.preprocess.mean, std=model.preprocess.std)
         mask = batch["attention_mask"] if model.preprocess.mask_padding else None
         return {

@@ -145,11 +145,13 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
     num_microbatches = _check_batch(config, mesh)
     with located("data.tokenizer" if config.data.tokenizer else "model.config.preprocess.tokenizer"):
         tokenizer = _open_tokenizer(model)
+    source_size = config.data.augment.source_size
     with located("data.train"):
         pipeline = Pipeline(
             data_config(
                 model,
                 config.data.train,
+                **({} if source_size is None else {"image_size": source_size}),
                 seed=config.seed if config.data.seed is None else config.data.seed,
                 max_bad_fraction=config.data.max_bad_fraction,
                 num_threads=config.data.num_threads,
