@@ -75,7 +75,6 @@ def test_cached_logits_are_those_without_a_cache(config, params, captions, image
         np.testing.assert_allclose(logits, expected[:, i], rtol=1e-5, atol=1e-5)
 
 
-@both
 def test_greedy_captions_are_the_likeliest_step_by_step(config, params, pixel_values):
     captions = generate(config, params, pixel_values)
     assert captions.dtype == jnp.int32
@@ -165,12 +164,11 @@ def test_a_key_draws_what_is_predicted_in_parallel(config, params, pixel_values,
 
 
 def test_every_parameter_has_a_gradient(config, random_params, pixel_values, captions):
-    options = {"positions": "learnt", "use_bias": True, "norm_bias": True, "dropout": 0.1, "attention_dropout": 0.1}
-    config = replace(config, decoder=replace(CAPPA, drop_path=0.1, **options))
+    config = replace(config, decoder=replace(CAPPA, positions="learnt", use_bias=True, norm_bias=True))
     params = random_params(config)
 
     def loss(params):
-        logits = caption_logits(config, params, pixel_values, captions, key=jax.random.key(0))
+        logits = caption_logits(config, params, pixel_values, captions)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), captions[..., None], axis=-1).mean()
 
     gradients = flatten(jax.jit(jax.grad(loss))(params))
@@ -178,6 +176,17 @@ def test_every_parameter_has_a_gradient(config, random_params, pixel_values, cap
     # a key's bias shifts all logits of a softmax alike, so its gradient is zero but for rounding
     zero = [name for name, g in gradients.items() if np.abs(g).max() < 1e-7 and not name.endswith("key/bias")]
     assert zero == []
+
+
+def test_training_drops_by_its_key(config, params, pixel_values, captions):
+    decoder = replace(CAPPA, parallel_fraction=0.0, dropout=0.2, attention_dropout=0.2, drop_path=0.2)
+    config = replace(config, decoder=decoder)
+    one, same, other = (
+        caption_logits(config, params, pixel_values, captions, key=jax.random.key(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.isfinite(one).all()
+    assert not np.allclose(one, other, atol=1e-2)
 
 
 def test_padding_of_images_has_no_influence(config, random_params, captions):
@@ -194,16 +203,14 @@ def test_padding_of_images_has_no_influence(config, random_params, captions):
         for padding in (0, 9)
     )
     np.testing.assert_allclose(before, after, atol=1e-5)
-    assert generate(config, params, patches, **inputs).shape == (3, 7)
 
 
 def test_bfloat16_gives_float32_logits(config, params, pixel_values, captions):
-    half = replace(config, compute=ComputeConfig(dtype="bfloat16", remat="minimal"))
+    half = replace(config, compute=ComputeConfig(dtype="bfloat16"))
     logits = caption_logits(half, params, pixel_values, captions)
     assert logits.dtype == jnp.float32
     expected = caption_logits(config, params, pixel_values, captions)
     assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.99
-    assert generate(half, params, pixel_values).shape == (3, 7)
 
 
 @both

@@ -50,15 +50,12 @@ def test_resized_images(config, params):
     if config.vision.class_token:
         old, new = (tree["vision"]["position_embedding"][0] for tree in (params, new_params))
         np.testing.assert_array_equal(old, new)
-    pixels = np.zeros((1, *size, 3), np.float32)
-    assert np.isfinite(encode_image(new_config, new_params, pixels)).all()
 
 
-@pytest.mark.parametrize("positions", ["learnt", "factorized"])
-def test_resized_images_are_what_a_flexible_tower_sees(siglip, random_params, positions):
-    config = replace(siglip, vision=replace(siglip.vision, positions=positions, flexible=True))
-    params = random_params(config)
-    for size in ((12, 28), (8, 8)):
+def test_resized_images_are_what_a_flexible_tower_sees(siglip, clip, random_params):
+    for given, positions in ((clip, "learnt"), (siglip, "factorized")):
+        config = replace(given, vision=replace(given.vision, positions=positions, flexible=True))
+        params, size = random_params(config), (given.vision.patch_size, given.vision.patch_size * 7)
         pixels = np.random.default_rng(5).normal(size=(2, *size, 3)).astype(np.float32)
         resized = surgery.resize_images(config, params, size)
         assert_fits(*resized)
@@ -78,8 +75,8 @@ def test_resampled_positions_lie_between_the_old(siglip, random_params):
     np.testing.assert_allclose(grid[0, :, 1], steps, atol=1e-5)
 
 
-def test_resized_texts(config, params, input_ids):
-    ids = np.minimum(input_ids[:, :4], 19)
+def test_resized_texts(siglip, random_params, input_ids):
+    config, params, ids = siglip, random_params(siglip), input_ids[:, :4]
     shorter, cut = surgery.resize_texts(config, params, 4)
     assert shorter.text.max_length == shorter.preprocess.text_length == 4
     assert_fits(shorter, cut)
@@ -100,17 +97,18 @@ def test_a_text_length_below_the_longest_stays(siglip, random_params):
     assert surgery.resize_texts(config, params, 3)[0].preprocess.text_length == 3
 
 
-@pytest.mark.parametrize("projection_dim", [14, None])
-def test_a_new_projection(config, params, projection_dim):
-    new_config, new_params = surgery.new_projection(config, params, projection_dim, KEY)
-    assert new_config.embed_dim == (projection_dim or config.vision.width)
-    assert_fits(new_config, new_params)
-    assert all("/projection/" in name for name in changed(params, new_params))
-    kernel = new_params["text"]["projection"]["kernel"]
-    assert 0 < np.std(kernel) < 0.5  # drawn, where random_params' are of deviation 1 or 0.2
+def test_a_new_projection(siglip, clip, random_params):
+    for config, projection_dim in ((siglip, 14), (clip, None)):
+        params = random_params(config)
+        new_config, new_params = surgery.new_projection(config, params, projection_dim, KEY)
+        assert new_config.embed_dim == (projection_dim or config.vision.width)
+        assert_fits(new_config, new_params)
+        assert all("/projection/" in name for name in changed(params, new_params))
+        assert np.std(new_params["text"]["projection"]["kernel"]) > 0.1
 
 
-def test_one_tower_alone_gives_what_it_gave(config, params, pixel_values, input_ids):
+def test_one_tower_alone_gives_what_it_gave(siglip, random_params, pixel_values, input_ids):
+    config, params = siglip, random_params(siglip)
     vision_config, vision_params = surgery.only_vision(config, params)
     assert_fits(vision_config, vision_params)
     before, after = encode_image(config, params, pixel_values), encode_image(vision_config, vision_params, pixel_values)
@@ -125,13 +123,11 @@ def test_one_tower_alone_gives_what_it_gave(config, params, pixel_values, input_
 
 
 def test_a_fresh_head_leaves_what_is_below(siglip, clip, random_params):
-    for config in (siglip, clip):
-        params = random_params(config)
-        new_config, new_params = surgery.fresh_head(config, params, "vision", KEY)
-        assert new_config == config
-        assert_fits(config, new_params)
-        heads = {"map_head"} if config is siglip else {"projection"}
-        assert {name.split("/")[1] for name in changed(params, new_params)} == heads
+    params = random_params(siglip)
+    new_config, new_params = surgery.fresh_head(siglip, params, "vision", KEY)
+    assert new_config == siglip
+    assert_fits(siglip, new_params)
+    assert {name.split("/")[1] for name in changed(params, new_params)} == {"map_head"}
 
     new_config, new_params = surgery.fresh_head(clip, random_params(clip), "vision", KEY, pool="map", num_queries=2)
     assert_fits(new_config, new_params)
@@ -144,8 +140,8 @@ def test_a_fresh_head_leaves_what_is_below(siglip, clip, random_params):
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
-def test_dropping_a_layer_that_does_nothing_changes_nothing(config, random_params, tower, pixel_values, input_ids):
-    params = random_params(config)
+def test_dropping_a_layer_that_does_nothing_changes_nothing(siglip, random_params, tower, pixel_values, input_ids):
+    config, params = siglip, random_params(siglip)
     for half in (params[tower]["blocks"]["attention"]["out"], params[tower]["blocks"]["mlp"]["fc2"]):
         for name in half:
             half[name] = half[name].at[1].set(0)
@@ -163,7 +159,7 @@ def test_layers_to_keep_must_be_there(siglip, random_params, keep):
         surgery.drop_layers(siglip, random_params(siglip), "vision", keep)
 
 
-def test_a_tower_from_another_model(siglip, clip, random_params, pixel_values, input_ids):
+def test_a_tower_from_another_model(siglip, clip, random_params):
     params, others = random_params(siglip), init(clip, jax.random.key(3))
     new_config, new_params = surgery.replace_vision(siglip, params, (clip, others), KEY)
     assert_fits(new_config, new_params)
@@ -175,9 +171,6 @@ def test_a_tower_from_another_model(siglip, clip, random_params, pixel_values, i
     assert changed(params, {key: new_params[key] for key in ("text", "logit_scale", "logit_bias")}) == set()
     assert_same(new_params["vision"], {name: part for name, part in others["vision"].items() if name != "projection"})
 
-    new_config, new_params = surgery.replace_vision(clip, random_params(clip), (siglip, params), KEY)
-    assert_fits(new_config, new_params)
-    assert encode_image(new_config, new_params, pixel_values).shape == (3, clip.projection_dim)
     text_config, text_params = surgery.only_text(clip, random_params(clip))
     new_config, new_params = surgery.replace_vision(text_config, text_params, (siglip, params), KEY)
     assert_fits(new_config, new_params)
