@@ -1,8 +1,9 @@
 import re
 
 import pytest
+from pyarrow import fs
 
-from clip_data import DataConfig, Pipeline, SourceConfig, read_records
+from clip_data import DataConfig, Pipeline, SourceConfig, buckets, read_records
 
 
 @pytest.fixture
@@ -31,6 +32,18 @@ def test_csv(read, encode, tmp_path):
 def test_tsv_with_crlf_and_a_byte_order_mark(read):
     (record,) = read(b"\xef\xbb\xbfimage\tcaption\tlabel\r\nimages/a.png\ta, b\t3\r\n", "tsv")
     assert (record.caption, record.label) == ("a, b", 3)
+
+
+def test_paths_of_every_kind(read, tmp_path, encode, monkeypatch, caplog):
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "c.png").write_bytes(encode((7, 7, 7)))
+    local = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(buckets, "_filesystem", lambda path: (local, path.partition("://")[2]))
+    names = [f"file://{tmp_path}/images/a.png", "gs://bucket/c.png", "gs://bucket/none.png", "https://host/x.png"]
+    found = read("image\n" + "\n".join(names))
+    assert [record.image for record in found] == [encode((ord("a"), 0, 0)), encode((7, 7, 7))]
+    assert "row 2: missing_image" in caplog.text
+    assert "https://host/x.png is an address; images are not downloaded" in caplog.text
 
 
 def test_captions_that_are_not_utf8(read):

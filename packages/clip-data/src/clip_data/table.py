@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from clip_data.buckets import REMOTE
 from clip_data.faults import Fault, RecordError, empty_shard
 from clip_data.fields import IMAGE_KEYS
 from clip_data.sources import open_shard
@@ -15,6 +16,7 @@ from clip_data.sources import open_shard
 __all__ = ["TableReader", "find_path_column", "read_image_at"]
 
 _PATH_KEYS = (*IMAGE_KEYS, "image_path", "filepath", "filename", "path", "file")
+_ABSENT = (FileNotFoundError, PermissionError)
 _ROWS_AT_ONCE = 1 << 16  # as Python objects
 
 
@@ -94,16 +96,22 @@ def read_image_at(name: Any, table: str) -> bytes:
         raise RecordError("null_image", "no path")
     if not isinstance(name, str):
         raise RecordError("missing_image", f"{name!r:.100} is no path")
-    path = name if "://" in name else os.path.join(os.path.dirname(table), name)
+    path = os.path.join(os.path.dirname(table), name.removeprefix("file://")) if _is_local(name) else name
+    if not path.startswith(REMOTE) and "://" in path:
+        raise RecordError("missing_image", f"{path:.300} is an address; images are not downloaded")
     try:
-        if "://" not in path and not os.path.isfile(path):
-            raise RecordError("missing_image", f"{path:.300} is no file")
+        if "://" not in path and not os.path.isfile(path):  # or something that a read would wait for
+            raise FileNotFoundError(f"{path:.300} is no file")
         shard = open_shard(path)
-    except (FileNotFoundError, PermissionError, ValueError) as error:
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError("missing_image", f"{path:.300} cannot be read ({error})") from error
+    except OSError as error:
+        if isinstance(error, _ABSENT) or isinstance(error.__cause__, _ABSENT):
+            raise RecordError("missing_image", str(error)) from error
+        raise  # the store fails: nothing is said of the image
     return shard.read_at(0, shard.size)
+
+
+def _is_local(name: str) -> bool:
+    return "://" not in name or name.startswith("file://")
 
 
 def _read_columns(data: bytes, delimiter: str) -> tuple[dict[str, Any], list[int]]:
