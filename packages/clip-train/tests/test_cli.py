@@ -90,6 +90,14 @@ def test_eval_gives_the_same_results_and_export_the_same_weights(finished, tmp_p
     jax.tree.map(np.testing.assert_array_equal, params, theirs)
     assert "not empty" in refused(capsys, "export", finished, tmp_path / "model")
 
+    assert main(["export", str(finished), str(tmp_path / "theirs"), "--to", "huggingface"]) == 0
+    config, params = load_pretrained(tmp_path / "theirs")
+    assert (config.vision, config.text) == (ours.vision, ours.text)
+    jax.tree.map(np.testing.assert_array_equal, params, theirs)
+    assert config.preprocess.tokenizer == str(tmp_path / "theirs")
+    message = refused(capsys, "export", finished, tmp_path / "open_clip", "--to", "open_clip")
+    assert "open_clip cannot express" in message
+
 
 def test_weights_of_a_run_start_another(finished, squares, tmp_path):
     args = ["run", str(squares / "config.json"), "--set", f"output_dir={tmp_path / 'b'}"]

@@ -87,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("run", help="the run's directory")
     export.add_argument("directory", help="where to; a new or empty directory")
+    export.add_argument(
+        "--to",
+        choices=("clip-jax", "huggingface", "open_clip"),
+        default="clip-jax",
+        dest="format",
+        help="the format: ours, which holds any architecture, or one that transformers or open_clip opens in PyTorch",
+    )
     export.set_defaults(action=_export)
 
     schema = verbs.add_parser("schema", help="print the JSON schema of a config")
@@ -114,7 +121,7 @@ def _eval(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from clip_train.weights import export_run
 
-    export_run(Path(options.run), Path(options.directory))
+    export_run(Path(options.run), Path(options.directory), options.format)
     print(f"Wrote {options.directory}")
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from clip_models import ClipConfig, init, load_pretrained, preset, save_pretrained
+from clip_models.pretrained import Format
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import ModelConfig, TrainConfig
 from clip_train.config_file import ConfigError, located, read_config
@@ -77,17 +78,24 @@ def load_run(directory: str | Path) -> tuple[ClipConfig, Any]:
     return config, _run_params(output, config)
 
 
-def export_run(directory: Path, to: Path) -> None:
+def export_run(directory: Path, to: Path, format: Format = "clip-jax") -> None:
     """Write a run's model, as of its newest checkpoint, as a directory that `clip_models.load_pretrained` opens.
 
+    Args:
+        directory: the run's `output_dir`.
+        to: a new or empty directory.
+        format: of `clip_models.save_pretrained`; `huggingface` and `open_clip` are opened by PyTorch's libraries, and
+            come with the tokenizer's files where the run's tokenizer is a directory.
+
     Raises:
-        ConfigError: there is no run, or the place is taken.
+        ConfigError: there is no run, the place is taken, or the format cannot express the architecture.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is there already and not empty; give a new directory")
     with located(str(directory)):
         config, params = load_run(directory)
-    save_pretrained(to, config, params)
+    with located("--to"):
+        save_pretrained(to, config, params, format=format)
 
 
 def _run_params(output: Output, config: ClipConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from clip_models.formats.source import Shape, Source, Sources
 from clip_models.formats.tensor_file import DTYPES, TensorFiles
 from clip_models.params import Params, check_shapes, flatten, shapes, unflatten
 
-_ALIGNMENT = 64  # bytes; arrays that begin at a multiple of it are taken by the CPU backend as they are
+_BAND = 128  # columns
 
 
 def read_params(
@@ -167,15 +168,28 @@ def _read(files: TensorFiles, source: Source, shape: Shape, index: Any, dtype: s
         piece = source.to_ours(files.view(name), shape)[inner]
         if array is None:
             array = _empty((len(names), *piece.shape) if source.is_stacked else piece.shape, np.dtype(dtype))
-        array[layer if source.is_stacked else ...] = piece
+        _copy(piece, array[layer] if source.is_stacked else array)
         files.release(name)
     if array is None:
         raise ValueError(f"{source.name} must be of at least one layer; the slice {index} has none.")
     return array
 
 
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    """Copies an array; a transposed one in bands whose lines stay in the cache, at twice the speed."""
+    if source.ndim == 2 and source.strides[0] < source.strides[1]:
+        for start in range(0, source.shape[1], _BAND):
+            target[:, start : start + _BAND] = source[:, start : start + _BAND]
+    else:
+        target[...] = source
+
+
 def _empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    size = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(shape)
+    """Makes an array that the CPU backend takes as it is, being aligned.
+
+    Not by NumPy: it asks for huge pages, and to find free ones can cost several times what reading the weights does.
+    """
+    size = max(1, int(np.prod(shape)) * dtype.itemsize)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    buffer = np.frombuffer(mmap.mmap(-1, size, **private), dtype, int(np.prod(shape)))
+    return buffer.reshape(shape)

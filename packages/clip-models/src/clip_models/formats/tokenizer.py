@@ -63,6 +63,7 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> bool:
         if source.resolve() != directory.resolve():
             for name in found:
                 shutil.copyfile(source / name, directory / name)
+            _for_older_transformers(directory / "tokenizer_config.json")
         return True
     if not hasattr(tokenizer, "save_pretrained"):
         raise TypeError(f"tokenizer must be a directory, a tokenizer of transformers, or None; got {type(tokenizer)}.")
