@@ -406,3 +406,17 @@ def test_a_cursor_is_small(config, tmp_path, examples):
         pytest.raises(ValueError, match="sources was"),
     ):
         pipeline.seek(cursor)
+
+
+def test_a_process_may_end_while_threads_decode(tmp_path, encode):
+    pictures = [encode(np.full((256, 256, 3), n, np.uint8), form="WEBP") for n in range(8)]
+    write_examples(tmp_path / "a.tfrecord", [{"webp": picture} for picture in pictures] * 40)
+    code = f"""if True:
+        from clip_data import DataConfig, Pipeline, SourceConfig
+        source = SourceConfig(format="tfrecord", shards={str(tmp_path / "a.tfrecord")!r})
+        config = DataConfig(sources=(source,), image_size=64, tokenizer=None, text_length=1, num_threads=4)
+        pipeline = Pipeline(config, global_batch_size=256)
+        next(pipeline)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

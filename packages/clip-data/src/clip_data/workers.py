@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
 __all__ = ["Workers"]
+
+_SECONDS_AT_EXIT = 2.0
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,7 +34,9 @@ class Workers:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._num_threads = num_threads
         for number in range(num_threads):
-            threading.Thread(target=_run, args=(self._tasks,), name=f"clip-data-{number}", daemon=True).start()
+            thread = threading.Thread(target=_run, args=(self._tasks,), name=f"clip-data-{number}", daemon=True)
+            _threads.add(thread)
+            thread.start()
 
     def submit(self, task: Callable[[], None]) -> None:
         """Runs a task, which must keep its exceptions to itself."""
@@ -66,3 +74,11 @@ def _resolve(future: Future[R], function: Callable[[T], R], item: T) -> None:
         future.set_result(function(item))
     except BaseException as error:
         future.set_exception(error)
+
+
+@atexit.register
+def _wait() -> None:
+    """Gives threads that were told to stop the time to leave C++ code, where the interpreter's end would abort them."""
+    deadline = time.monotonic() + _SECONDS_AT_EXIT
+    for thread in list(_threads):
+        thread.join(max(0.0, deadline - time.monotonic()))
