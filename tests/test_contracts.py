@@ -52,7 +52,8 @@ print(json.dumps([*sys.modules.keys() - before]))
     ("module", "before", "never"),
     [
         ("clip_losses", "import jax, jax.numpy, jax.sharding", r"(?!jax|clip_losses).*"),
-        ("clip_data", "", "jax|tensorflow|transformers|torch"),
+        ("clip_data.pipeline", "", "jax|tensorflow|transformers|torch|pyarrow"),
+        ("clip_data.cli", "", "jax|tensorflow|transformers|torch|pyarrow|numpy|PIL"),
         ("clip_train.cli", "", "jax|numpy|pydantic|rich|transformers|orbax|optax|clip_models|clip_data"),
         ("clip_finetune.cli", "", "jax|numpy|pydantic|rich|transformers|orbax|optax|clip_models|clip_data"),
     ],

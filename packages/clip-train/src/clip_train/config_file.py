@@ -26,7 +26,7 @@ from clip_data import DataError
 T = TypeVar("T")
 
 # Fields that hold a path whatever they look like, and fields that hold either a path or a name known elsewhere.
-_PATHS = frozenset({"output_dir", "shards"})
+_PATHS = frozenset({"output_dir", "shards", "uids"})
 _PATHS_OR_NAMES = frozenset({"model", "pretrained", "tokenizer", "classnames", "templates"})
 _FAULTS = (ValueError, OSError, ImportError, DataError)
 _STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*')

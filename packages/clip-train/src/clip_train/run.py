@@ -249,7 +249,7 @@ def finish(
             "final_loss": rows[-1]["loss"],
             "seconds_training": trained,
             "seconds_last_start": seconds,
-            "skipped_samples": dict(setup.pipeline.faults),
+            "skipped_samples": {**setup.pipeline.faults, **setup.pipeline.skipped},
             "evaluation": [result_to_json(result, setup) for result in results],
         },
     )

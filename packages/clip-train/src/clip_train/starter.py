@@ -9,12 +9,20 @@ import os
 from pathlib import Path
 
 from clip_data import SourceConfig
-from clip_data.sources import list_shards
+from clip_data.records import list_source
 from clip_models import presets
 from clip_train.config_file import ConfigError, located
 from clip_train.optimizers.schedule import check_length
 
-_FORMATS = {".tfrecord": "tfrecord", ".tfrecords": "tfrecord", ".tar": "webdataset"}
+_FORMATS = {
+    ".tfrecord": "tfrecord",
+    ".tfrecords": "tfrecord",
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    "": "folder",
+}
 
 _TEMPLATE = """\
 {{
@@ -90,9 +98,10 @@ def ask(options: argparse.Namespace, *, interactive: bool) -> Starter:
         raise ConfigError("--shards: required: where your shards are, such as --shards 'data/*.tfrecord'")
     if "://" not in shards:
         shards = os.path.abspath(os.path.expanduser(shards))
-    form = answer(options.format, "Format (tfrecord, webdataset)", _FORMATS.get(Path(shards).suffix, "tfrecord"))
+    formats = ", ".join(dict.fromkeys(_FORMATS.values()))
+    form = answer(options.format, f"Format ({formats})", _FORMATS.get(Path(shards).suffix, "tfrecord"))
     with located("--shards"):
-        list_shards(SourceConfig(format=form, shards=shards).shards)  # pyright: ignore[reportArgumentType]
+        list_source(SourceConfig(format=form, shards=shards))  # pyright: ignore[reportArgumentType]
     preset = answer(options.preset, "Architecture (of clip_models.presets())", "siglip-b-16-224")
     if preset not in presets():
         raise ConfigError(f"--preset: one of {', '.join(presets())}; got {preset!r}")
