@@ -1,9 +1,11 @@
+import itertools
 import os
+import time
 
 import pytest
 from pyarrow import fs
 
-from clip_data import SourceConfig, buckets, list_shards, read_records, sources
+from clip_data import DataConfig, Pipeline, SourceConfig, buckets, list_shards, read_records, sources
 from clip_data.tfrecord import write_examples
 
 
@@ -45,6 +47,27 @@ def test_a_shard_may_be_named_once(tmp_path):
 def test_source_refuses(wrong, message):
     with pytest.raises(ValueError, match=message):
         SourceConfig(**{"format": "tfrecord", "shards": "x", **wrong})
+
+
+def test_the_next_block_is_fetched_ahead(tmp_path, monkeypatch, examples):
+    (tmp_path / "bucket").mkdir()
+    for n in range(4):
+        write_examples(tmp_path / f"bucket/{n}.tfrecord", examples(4 * n, 4 * n + 4))
+    local = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(buckets, "_filesystem", lambda path: (local, path.partition("://")[2]))
+    source = SourceConfig(format="tfrecord", shards="s3://bucket/*.tfrecord")
+    config = DataConfig(
+        sources=(source,), image_size=8, tokenizer=None, text_length=1, block_shards=1, num_streams=1, prefetch=1
+    )
+    with Pipeline(config, global_batch_size=4) as pipeline:
+        opened = pipeline._executor._preparer._open
+        next(pipeline)  # block 0; block 1 is prefetched as a batch, and block 2 ahead of it
+        deadline = time.monotonic() + 5
+        while len(opened) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        later = {place.shard for place in map(pipeline._order, range(8, 12))}
+        assert {shard for _, shard in opened} >= later
+        assert len({key for batch in itertools.islice(pipeline, 3) for key in batch.key}) == 12
 
 
 def test_buckets(tmp_path, monkeypatch, examples):

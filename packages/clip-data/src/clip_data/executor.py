@@ -56,6 +56,7 @@ class ThreadExecutor:
 
     def start(self, start: int, positions: Sequence[int]) -> Job:
         """Begins a batch."""
+        self._preparer.look_ahead(positions)
         arrays = self._layout.views(self._buffers.take())
         job = Job(start, positions, self._num_rows, arrays, self._tokenizer)
         for first in range(0, self._num_rows, ROWS_PER_TASK):

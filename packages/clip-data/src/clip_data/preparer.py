@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 
+from clip_data.buckets import REMOTE
 from clip_data.config import DataConfig
 from clip_data.faults import SKIPPED, DataError, Fault, RecordError
 from clip_data.image import decode_image, decode_patches
@@ -21,6 +23,8 @@ __all__ = ["Preparer", "Sample"]
 
 _MAX_ATTEMPTS = 64
 _MAX_SKIPPED = 4096
+
+logger = logging.getLogger("clip_data")
 
 
 class Sample(NamedTuple):
@@ -55,6 +59,8 @@ class Preparer:
         self._open: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
         # The block at hand and the next one, of every source.
         self._max_open = 2 * config.block_shards * len(config.sources)
+        self._ahead: list[tuple[int, int]] = []
+        self._has_remote = any(path.startswith(REMOTE) for names in paths for path in names)
         self._lock = threading.Lock()
 
     def __call__(
@@ -79,6 +85,30 @@ class Preparer:
             for array in arrays.values():
                 array[row] = 0
         return sample
+
+    def look_ahead(self, positions: Iterable[int | None]) -> None:
+        """Begins to fetch the shards of buckets that come after those of some positions.
+
+        Args:
+            positions: Of a batch that is begun.
+        """
+        if not self._has_remote:
+            return
+        following = [self._order.following(position) for position in positions if position is not None]
+        wanted = dict.fromkeys((source, shard) for source, shards in following for shard in shards)
+        with self._lock:
+            new = [place for place in wanted if place not in self._open and place not in self._ahead]
+            self._ahead = list(wanted)
+        if new:
+            threading.Thread(target=self._fetch, args=(new,), name="clip-data-ahead", daemon=True).start()
+
+    def _fetch(self, places: list[tuple[int, int]]) -> None:
+        for source, number in places:
+            if self._paths[source][number].startswith(REMOTE):
+                try:
+                    self._shard(source, number)
+                except OSError as error:  # whoever needs the shard tries again, and raises
+                    logger.debug("fetching ahead: %s", error)
 
     def _find(self, position: int, arrays: Mapping[str, np.ndarray], row: int, faults: list[Fault]) -> Sample | None:
         place, draw = self._order(position), self._order.draw(position)

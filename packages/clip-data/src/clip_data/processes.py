@@ -233,6 +233,7 @@ def work(connection_descriptor: int, memory_descriptor: int) -> None:
             rows: Any = connection.recv()
         except (EOFError, OSError):
             os._exit(0)  # at once: threads are at work, and nobody waits for it
+        preparer.look_ahead(rows.positions)
         for i in range(0, len(rows.positions), ROWS_PER_TASK):
             part = rows.positions[i : i + ROWS_PER_TASK]
             workers.submit(lambda rows=rows, first=rows.first + i, part=part: run(rows, first, part))
