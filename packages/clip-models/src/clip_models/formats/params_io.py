@@ -190,6 +190,8 @@ def _empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
     Not by NumPy: it asks for huge pages, and to find free ones can cost several times what reading the weights does.
     """
     size = max(1, int(np.prod(shape)) * dtype.itemsize)
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    private: dict[str, int] = {}
+    if hasattr(mmap, "MAP_PRIVATE"):  # not on Windows
+        private["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
     buffer = np.frombuffer(mmap.mmap(-1, size, **private), dtype, int(np.prod(shape)))
     return buffer.reshape(shape)
