@@ -1,8 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clip_models import dot_product
 from clip_models.dot_product import dot_product_attention
 
 
@@ -72,3 +75,28 @@ def test_accelerators_compute_what_xla_computes(implementation, backend, masked,
 
     for ours, expected in zip(run(implementation), run("xla"), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-3 + 8e-3 * np.abs(expected).max())  # bfloat16's own rounding
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_splash_attention_interpreted(monkeypatch, causal):
+    """The TPU's kernel, step by step on the CPU: padding to blocks, masks of keys, a sample that may look nowhere."""
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    monkeypatch.setattr(dot_product, "_platform", lambda: "tpu")
+    kernel = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha", kernel)
+    q, k, v = (heads(2, 70, 2, 16, seed=seed) for seed in range(3))
+    mask = np.arange(70) < np.array([70, 30])[:, None, None, None]
+
+    def run(implementation):
+        def loss(*a):
+            out = dot_product_attention(*a, mask=mask, causal=causal, implementation=implementation)
+            return jnp.sin(out).mean(), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, *gradients
+
+    for ours, expected in zip(run("splash"), run("xla"), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+    nowhere = dot_product_attention(q, k, v, mask=0 * mask > 0, causal=causal, implementation="splash")
+    assert np.isfinite(nowhere).all()
