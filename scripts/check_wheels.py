@@ -67,11 +67,17 @@ def check(package: str, wheels: dict[str, Path], folder: Path, *, with_tests: bo
     print(f"{package}: {len(installed)} distributions, README program runs", flush=True)
 
     if with_tests:
-        run([*install, *TEST_TOOLS], cwd=ROOT)
+        run([*install, *TEST_TOOLS, *test_needs(package)], cwd=ROOT)
         config = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
         tests = str(ROOT / "packages" / package / "tests")
         last = run([python, "-m", "pytest", *config, tests], cwd=folder).strip().splitlines()[-1]
         print(f"{package}: {last}", flush=True)
+
+
+def test_needs(package: str) -> list[str]:
+    """What a package's tests import beside it."""
+    project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+    return project.get("dependency-groups", {}).get("test", [])
 
 
 LIST_INSTALLED = "import importlib.metadata as m; print(*{d.name.lower() for d in m.distributions()})"
