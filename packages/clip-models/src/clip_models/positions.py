@@ -29,7 +29,7 @@ class Rotation(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the patches of images are. Patches beyond the end of an image are given its last row.
+    """Where the patches of images are. Padding after the end of an image is put where its first patch is.
 
     Args:
         rows: int32 [b or 1, p].
@@ -60,9 +60,10 @@ def places_of_shapes(spatial_shapes: jax.Array, num_patches: int) -> Places:
         spatial_shapes: int [b, 2], rows and columns of each image.
         num_patches: length of the sequences.
     """
-    index = jnp.arange(num_patches, dtype=jnp.int32)[None]
     heights, widths = (jnp.maximum(size, 1) for size in jnp.split(spatial_shapes.astype(jnp.int32), 2, axis=1))
-    return Places(jnp.minimum(index // widths, heights - 1), index % widths, heights, widths, None)
+    index = jnp.arange(num_patches, dtype=jnp.int32)[None]
+    index = jnp.where(index < heights * widths, index, 0)  # as transformers does
+    return Places(index // widths, index % widths, heights, widths, None)
 
 
 def resampling_weights(index: jax.Array, size: jax.Array, table_size: int) -> jax.Array:
