@@ -183,7 +183,8 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
         console.print(f"Continuing from the checkpoint of step {step}.")
         return state, step
     if setup.origin.load is not None:
-        return state_from_params(setup.origin.load(), setup.tx, setup.abstract), 0
+        placements = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract.params)
+        return state_from_params(setup.origin.load(placements), setup.tx, setup.abstract), 0
     make = functools.partial(init, setup.model, jax.random.key(setup.config.seed))
     return create_state(make, setup.tx, setup.abstract), 0
 

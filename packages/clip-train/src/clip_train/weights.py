@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from clip_models import ClipConfig, init, load_pretrained, preset, save_pretrained
+from clip_models import ClipConfig, init, load_config, load_pretrained, preset, save_pretrained
 from clip_models.pretrained import Format
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import ModelConfig, TrainConfig
@@ -24,12 +24,12 @@ class Origin:
 
     Attributes:
         config: its architecture and what it expects of its inputs.
-        load: gives its parameters; `None` means random ones.
+        load: gives its parameters, placed by a sharding for all or a tree of one for each; `None` means random ones.
         text: where it comes from, in words.
     """
 
     config: ClipConfig
-    load: Callable[[], Any] | None
+    load: Callable[[Any], Any] | None
     text: str
 
 
@@ -69,13 +69,8 @@ def load_run(directory: str | Path) -> tuple[ClipConfig, Any]:
     Raises:
         FileNotFoundError: no run, or no checkpoint in it.
     """
-    output = Output(Path(directory))
-    if not is_run(directory):
-        raise FileNotFoundError(f"{directory} is no run: it has no config.json beside checkpoints/")
-    config = read_config(TrainConfig, output.config).model.config
-    if config is None:
-        raise FileNotFoundError(f"{output.config} is not the resolved config of a run")
-    return config, _run_params(output, config)
+    output, config = _open_run(directory)
+    return config, _run_params(output, config, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 
 
 def export_run(directory: Path, to: Path, format: Format = "clip-jax") -> None:
@@ -98,16 +93,30 @@ def export_run(directory: Path, to: Path, format: Format = "clip-jax") -> None:
         save_pretrained(to, config, params, format=format)
 
 
-def _run_params(output: Output, config: ClipConfig) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _open_run(directory: str | Path) -> tuple[Output, ClipConfig]:
+    output = Output(Path(directory))
+    if not is_run(directory):
+        raise FileNotFoundError(f"{directory} is no run: it has no config.json beside checkpoints/")
+    config = read_config(TrainConfig, output.config).model.config
+    if config is None:
+        raise FileNotFoundError(f"{output.config} is not the resolved config of a run")
+    return output, config
+
+
+def _run_params(output: Output, config: ClipConfig, shardings: Any) -> Any:
+    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        jax.eval_shape(functools.partial(init, config), jax.random.key(0)),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     with Checkpoints(output.checkpoints) as checkpoints:
         return checkpoints.restore_params(abstract)
 
 
-def _open_pretrained(name: str) -> tuple[ClipConfig, Callable[[], Any]]:
-    config, params = load_run(name) if is_run(name) else load_pretrained(name)
-    return config, lambda: params
+def _open_pretrained(name: str) -> tuple[ClipConfig, Callable[[Any], Any]]:
+    """The config at once, and the weights when it is known where they go."""
+    if is_run(name):
+        output, config = _open_run(name)
+        return config, functools.partial(_run_params, output, config)
+    return load_config(name), lambda shardings: load_pretrained(name, shardings=shardings)[1]
