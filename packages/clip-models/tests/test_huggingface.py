@@ -203,6 +203,7 @@ def test_writes_both_layouts_of_the_processor_and_the_tokenizer(tmp_path):
         "preprocessor_config.json",
         "processor_config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     old = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     new = json.loads((tmp_path / "model" / "processor_config.json").read_text())

@@ -16,7 +16,7 @@ from clip_models.formats.big_vision import open_big_vision
 from clip_models.formats.model_card import write_model_card
 from clip_models.formats.params_io import check_params, read_params
 from clip_models.formats.stored import Stored
-from clip_models.formats.tokenizer import save_tokenizer
+from clip_models.formats.tokenizer import save_tokenizer, say_what_texts_are
 from clip_models.params import Params
 
 Format = Literal["auto", "clip-jax", "huggingface", "open_clip"]
@@ -137,6 +137,9 @@ def save_pretrained(
         write_model_card(directory, config, program=program, library="open_clip", has_tokenizer=has_tokenizer)
         open_clip.write_open_clip(directory, config, params, dtype=dtype, has_tokenizer=has_tokenizer)
     else:
+        if has_tokenizer:
+            hides_padding = config.preprocess.mask_padding or (config.text is not None and config.text.causal)
+            say_what_texts_are(directory, config.preprocess, hides_padding=hides_padding)
         program = huggingface.example_program(model_type, config)
         write_model_card(directory, config, program=program, library="transformers", has_tokenizer=has_tokenizer)
         huggingface.write_huggingface(directory, config, params, model_type=model_type, dtype=dtype)

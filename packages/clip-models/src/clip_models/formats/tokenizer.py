@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from clip_models.preprocess_config import PreprocessConfig
+
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 _FILES = (
     *_TOKENIZERS,
@@ -70,6 +72,31 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> bool:
     tokenizer.save_pretrained(str(directory))
     _for_older_transformers(directory / "tokenizer_config.json")
     return True
+
+
+def say_what_texts_are(directory: Path, preprocess: PreprocessConfig, *, hides_padding: bool) -> None:
+    """Makes a saved tokenizer prepare texts as the model expects them, without being told at every call.
+
+    Args:
+        directory: with the tokenizer's files.
+        preprocess: what the model expects.
+        hides_padding: whether the attention mask is part of that. A processor hands to the model what its tokenizer
+            lists, and a SigLIP that gets a mask computes something else than it was trained for.
+    """
+    path = directory / "tokenizer_config.json"
+    contents = json.loads(path.read_text()) if path.is_file() else {}
+    if preprocess.text_length:
+        contents["model_max_length"] = preprocess.text_length
+    contents["model_input_names"] = ["input_ids", "attention_mask"] if hides_padding else ["input_ids"]
+    path.write_text(json.dumps(contents, indent=2) + "\n")
+    rules = directory / "tokenizer.json"
+    if preprocess.lower_case and not needs_lower_case(directory) and rules.is_file():
+        tokenizer = json.loads(rules.read_text())
+        then = tokenizer.get("normalizer")
+        steps = then["normalizers"] if then and then["type"] == "Sequence" else [then] if then else []
+        if {"type": "Lowercase"} not in steps:
+            tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
+            rules.write_text(json.dumps(tokenizer, ensure_ascii=False))
 
 
 def _for_older_transformers(path: Path) -> None:
