@@ -117,3 +117,18 @@ def test_what_is_not_ours_is_refused(tmp_path, part, changes, message):
     (directory / "open_clip_config.json").write_text(json.dumps(contents))
     with pytest.raises(ValueError, match=message):
         load_config(directory)
+
+
+@pytest.mark.parametrize(
+    ("clean", "lower_case", "canonicalize"), [("lower", True, False), ("canonicalize", True, True)]
+)
+def test_how_texts_are_cleaned_travels(clean, lower_case, canonicalize):
+    contents = json.loads((FIXTURES / "open-clip" / "open_clip_config.json").read_text())
+    built_in = open_clip.config.read_config(contents)
+    assert (built_in.preprocess.pad_id, built_in.preprocess.canonicalize) == (0, False)
+    cleaning = {"hf_tokenizer_name": "some/t5", "tokenizer_kwargs": {"clean": clean}}
+    contents["model_cfg"]["text_cfg"] |= cleaning
+    config = open_clip.config.read_config(contents)
+    preprocess = config.preprocess
+    assert (preprocess.pad_id, preprocess.lower_case, preprocess.canonicalize) == (None, lower_case, canonicalize)
+    assert cleaning.items() <= open_clip.config.write_config(config)["model_cfg"]["text_cfg"].items()

@@ -95,6 +95,7 @@ class DataConfig:
             be empty.
         text_length: Tokens of a text.
         lower_case: Whether captions are lower-cased before tokenising.
+        canonicalize: Whether their punctuation is removed before it, as in ``Tokenizer``.
         padding: ``"max_length"`` or ``"longest"``, as in ``Tokenizer``.
         pad_id: Token to pad with; None takes the tokenizer's.
         seed: Of the order of samples.
@@ -128,6 +129,7 @@ class DataConfig:
     tokenizer: str | None
     text_length: int
     lower_case: bool = False
+    canonicalize: bool = False
     padding: Padding = "max_length"
     pad_id: int | None = None
     seed: int = 0

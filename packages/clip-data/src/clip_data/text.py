@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import string
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,8 @@ __all__ = ["Padding", "Tokenizer"]
 
 Padding = Literal["max_length", "longest"]
 
+_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+
 
 class Tokenizer:
     """A tokenizer with everything about the shape of its output decided.
@@ -27,8 +30,14 @@ class Tokenizer:
         name_or_path: A directory, or the name of a repository on the Hugging Face Hub.
         text_length: Tokens that a text is cut to; the tokenizer's own closing token is kept.
         lower_case: Whether texts are lower-cased first.
+        canonicalize: Whether ASCII punctuation is removed first, underscores become spaces, and runs of spaces one.
+            With ``lower_case`` it is what SigLIP's texts went through; the tokenizer of ``google/siglip-*`` does it
+            itself, one that open_clip converted does not.
         padding: ``"max_length"`` pads to ``text_length``, ``"longest"`` to the longest text of a call.
-        pad_id: Token to pad with; None takes the tokenizer's.
+        pad_id: Token to pad with; None takes the tokenizer's. open_clip's own tokenizer of CLIP pads with 0.
+
+    What opens and closes a text is the tokenizer's to say: T5's closes it, Gemma's as its files say, CLIP's does both.
+    Padding and cuts are on the right.
 
     Raises:
         ValueError: A value outside what is said above; no tokenizer there; none to pad with.
@@ -40,6 +49,7 @@ class Tokenizer:
         *,
         text_length: int,
         lower_case: bool = False,
+        canonicalize: bool = False,
         padding: Padding = "max_length",
         pad_id: int | None = None,
     ):
@@ -47,12 +57,8 @@ class Tokenizer:
             raise ValueError(f"text_length must be at least 1, not {text_length}")
         if padding not in ("max_length", "longest"):
             raise ValueError(f"padding must be max_length or longest, not {padding!r}")
-        self.name_or_path, self.text_length, self.lower_case, self.padding = (
-            name_or_path,
-            text_length,
-            lower_case,
-            padding,
-        )
+        self.name_or_path, self.text_length, self.padding = name_or_path, text_length, padding
+        self.lower_case, self.canonicalize = lower_case, canonicalize
         self._tokenizer = _open(name_or_path)
         self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
         pad = self._tokenizer.pad_token_id if pad_id is None else pad_id
@@ -60,7 +66,10 @@ class Tokenizer:
             raise ValueError(f"the tokenizer {name_or_path} has no padding token; give pad_id")
         self.pad_id: int = pad
         self.vocab_size: int = 1 + max(pad, *self._tokenizer.get_vocab().values())
-        # Setting truncation changes a fast tokenizer, which may not happen while another thread encodes.
+        self._backend: Any = self._tokenizer.backend_tokenizer if self._tokenizer.is_fast else None
+        if self._backend is not None:
+            self._backend.enable_truncation(text_length)
+            self._backend.no_padding()
         self._lock = threading.Lock()
 
     @staticmethod
@@ -72,6 +81,7 @@ class Tokenizer:
             config.tokenizer,
             text_length=config.text_length,
             lower_case=config.lower_case,
+            canonicalize=config.canonicalize,
             padding=config.padding,
             pad_id=config.pad_id,
         )
@@ -85,13 +95,10 @@ class Tokenizer:
         Returns:
             input_ids int32 [n, t] and attention_mask int32 [n, t], 1 at tokens and 0 at padding.
         """
-        texts = [text.lower() for text in texts] if self.lower_case else list(texts)
+        texts = [self._clean(text) for text in texts]
         if not texts:
             return np.zeros((0, self.text_length), np.int32), np.zeros((0, self.text_length), np.int32)
-        with self._lock:
-            rows = self._tokenizer(texts, truncation=True, max_length=self.text_length, return_attention_mask=False)[
-                "input_ids"
-            ]
+        rows = self._encode(texts)
         width = self.text_length if self.padding == "max_length" else max(map(len, rows))
         input_ids = np.full((len(rows), width), self.pad_id, np.int32)
         attention_mask = np.zeros((len(rows), width), np.int32)
@@ -99,6 +106,19 @@ class Tokenizer:
             input_ids[i, : len(row)] = row
             attention_mask[i, : len(row)] = 1
         return input_ids, attention_mask
+
+    def _clean(self, text: str) -> str:
+        if self.canonicalize:
+            text = text.translate(_PUNCTUATION)
+        if self.lower_case:
+            text = text.lower()
+        return " ".join(text.split()) if self.canonicalize else text
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if self._backend is not None:  # what transformers adds to it takes as long again
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts)]
+        with self._lock:
+            return self._tokenizer(texts, truncation=True, max_length=self.text_length)["input_ids"]
 
 
 def _open(name_or_path: str) -> Any:

@@ -28,7 +28,10 @@ class PreprocessConfig:
         tokenizer: a Hugging Face tokenizer, by repository name or directory. None: not known.
         text_length: tokens that a text is cut to. 0: the text tower's ``max_length``.
         padding: ``max_length`` pads every text to ``text_length``, ``longest`` to the longest of its batch.
+        pad_id: token that texts are padded with. None: the tokenizer's own. open_clip pads CLIP's with 0.
         lower_case: whether texts are lower-cased before the tokenizer sees them.
+        canonicalize: whether, before it too, their punctuation is removed, and what is left has single spaces: SigLIP's
+            texts in open_clip, whose tokenizer does not do it by itself.
         mask_padding: whether padding is hidden from attention. Neither CLIP nor SigLIP was trained so: CLIP pools at or
             before the padding, and causally; SigLIP attends to it and pools its last position.
 
@@ -45,12 +48,16 @@ class PreprocessConfig:
     tokenizer: str | None = None
     text_length: int = 0
     padding: Padding = "max_length"
+    pad_id: int | None = None
     lower_case: bool = False
+    canonicalize: bool = False
     mask_padding: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", square_or_pair(self.size, "size"))
         check_at_least_zero(self, "max_patches", "text_length")
+        if self.pad_id is not None and self.pad_id < 0:
+            raise ValueError(f"pad_id must be a token, 0 or more, or None; got {self.pad_id}.")
         check_one_of(self, "resize_mode", ResizeMode)
         check_one_of(self, "interpolation", Interpolation)
         check_one_of(self, "padding", Padding)

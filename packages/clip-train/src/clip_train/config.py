@@ -57,7 +57,9 @@ class TrainDataConfig:
         tokenizer: a directory, or a name on the Hugging Face Hub.
         text_length: tokens.
         padding: to `max_length`, or to the `longest` of a batch.
+        pad_id: token to pad with.
         lower_case: before tokenising.
+        canonicalize: remove punctuation before tokenising.
         augment: how training pictures vary; by default they do not.
         num_threads: that decode; by default one per core.
         max_bad_fraction: the share of samples that may be unusable before the run stops.
@@ -73,7 +75,9 @@ class TrainDataConfig:
     tokenizer: str | None = None
     text_length: int | None = None
     padding: Padding | None = None
+    pad_id: int | None = None
     lower_case: bool | None = None
+    canonicalize: bool | None = None
     augment: AugmentConfig = AugmentConfig()
     num_threads: int | None = None
     max_bad_fraction: float = 0.1
@@ -90,7 +94,18 @@ class TrainDataConfig:
 
     def override(self, model: ClipConfig) -> ClipConfig:
         """The model's config with its `preprocess` overridden by what is set here."""
-        names = ("resize_mode", "interpolation", "mean", "std", "tokenizer", "text_length", "padding", "lower_case")
+        names = (
+            "resize_mode",
+            "interpolation",
+            "mean",
+            "std",
+            "tokenizer",
+            "text_length",
+            "padding",
+            "pad_id",
+            "lower_case",
+            "canonicalize",
+        )
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.image_size is not None:
             if model.vision is None:

@@ -42,6 +42,8 @@ def data_config(model: ClipConfig, sources: tuple[SourceConfig, ...], **options:
         "tokenizer": expects.tokenizer,
         "text_length": max(expects.text_length, 1),  # an image tower alone has none
         "padding": expects.padding,
+        "pad_id": expects.pad_id,
         "lower_case": expects.lower_case,
+        "canonicalize": expects.canonicalize,
     }
     return DataConfig(sources=sources, **(prepared | options))

@@ -10,7 +10,16 @@ from clip_models.config import ClipConfig
 # How a model is first drawn, trained and run is not what it is; nor are texts prepared by the files of weights.
 _LEFT_ALONE = {
     "": {"compute", "logit_scale_init", "logit_bias_init"},
-    "preprocess": {"size", "tokenizer", "text_length", "padding", "lower_case", "mask_padding"},
+    "preprocess": {
+        "size",
+        "tokenizer",
+        "text_length",
+        "padding",
+        "pad_id",
+        "lower_case",
+        "canonicalize",
+        "mask_padding",
+    },
     "tower": {"initialization", "dropout", "attention_dropout", "drop_path", "patch_dropout", "flexible"},
 }
 

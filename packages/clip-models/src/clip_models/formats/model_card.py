@@ -28,8 +28,9 @@ def write_model_card(directory: Path, config: ClipConfig, *, program: str, libra
     if config.text is not None and not has_tokenizer:
         known = config.preprocess.tokenizer
         lines += [f"The tokenizer is not part of this directory{f': it is {known}' if known else ''}.", ""]
-    if config.preprocess.lower_case:
-        lines += ["Texts are to be lower-cased before they are tokenized.", ""]
+    changes = ["lower-cased"] * config.preprocess.lower_case + ["freed of punctuation"] * config.preprocess.canonicalize
+    if changes:
+        lines += [f"Texts are to be {' and '.join(changes)} before they are tokenized.", ""]
     write_text(path, "\n".join(lines))
 
 

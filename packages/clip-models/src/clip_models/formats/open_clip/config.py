@@ -123,8 +123,8 @@ def write_config(config: ClipConfig, *, has_tokenizer: bool = False) -> dict[str
         text_cfg["eos_id"] = text.eos_token_id
     if has_tokenizer or preprocess.tokenizer not in (None, CLIP_TOKENIZER):
         text_cfg["hf_tokenizer_name"] = preprocess.tokenizer or "."
-        if preprocess.lower_case:
-            text_cfg["tokenizer_kwargs"] = {"clean": "lower"}
+        if preprocess.lower_case or preprocess.canonicalize:
+            text_cfg["tokenizer_kwargs"] = {"clean": "canonicalize" if preprocess.canonicalize else "lower"}
     model: dict[str, Any] = {
         "embed_dim": config.embed_dim,
         "quick_gelu": quick_gelu,
@@ -237,5 +237,7 @@ def _read_preprocess(contents: Mapping[str, Any], text: Mapping[str, Any], token
         mean=tuple(contents.get("mean", OPENAI_MEAN)),
         std=tuple(contents.get("std", OPENAI_STD)),
         tokenizer=tokenizer or text.get("hf_tokenizer_name") or CLIP_TOKENIZER,
+        pad_id=None if text.get("hf_tokenizer_name") else 0,  # its built-in tokenizer of CLIP's
         lower_case=cleaning in ("lower", "canonicalize"),
+        canonicalize=cleaning == "canonicalize",
     )
