@@ -209,7 +209,12 @@ def _open_tokenizer(model: ClipConfig) -> Tokenizer:
     if expects.tokenizer is None:
         raise ValueError("the model names no tokenizer; give a directory or a name on the Hugging Face Hub")
     tokenizer = Tokenizer(
-        expects.tokenizer, text_length=expects.text_length, lower_case=expects.lower_case, padding=expects.padding
+        expects.tokenizer,
+        text_length=expects.text_length,
+        lower_case=expects.lower_case,
+        canonicalize=expects.canonicalize,
+        padding=expects.padding,
+        pad_id=expects.pad_id,
     )
     vocab_size = both_towers(model)[1].vocab_size
     if tokenizer.vocab_size > vocab_size:
