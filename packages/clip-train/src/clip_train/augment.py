@@ -42,6 +42,11 @@ class AugmentConfig:
             raise ValueError(f"crop_ratio is (least, most) above 0; got {self.crop_ratio}")
 
     @property
+    def changes(self) -> bool:
+        """Whether pictures become others than they come."""
+        return self.source_size is not None or self.crops or self.flip
+
+    @property
     def crops(self) -> bool:
         """Whether any picture is cropped at random."""
         return self.crop_scale != (1.0, 1.0)

@@ -49,8 +49,9 @@ class TrainDataConfig:
     Attributes:
         train: the sources, mixed by weight.
         seed: of the order of samples; by default the run's.
-        image_size: pixels on each side; of a model from random weights also its input size.
-        resize_mode: how a picture becomes square.
+        image_size: pixels on each side, or height and width; of a model from random weights also its input size.
+        max_patches: length of the sequences of patches, with `naflex`.
+        resize_mode: how a picture gets to that size; `naflex` makes sequences of patches of it.
         interpolation: of the resize.
         mean: per channel, on the [0, 1] scale.
         std: likewise.
@@ -67,7 +68,8 @@ class TrainDataConfig:
 
     train: tuple[SourceConfig, ...]
     seed: int | None = None
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
+    max_patches: int | None = None
     resize_mode: ResizeMode | None = None
     interpolation: Interpolation | None = None
     mean: tuple[float, float, float] | None = None
@@ -86,8 +88,9 @@ class TrainDataConfig:
         """Refuse an empty list of sources, and numbers outside their ranges."""
         if not self.train:
             raise ValueError("train lists at least one source; got none")
-        for name in ("image_size", "text_length", "num_threads"):
-            if (value := getattr(self, name)) is not None and value < 1:
+        for name in ("image_size", "max_patches", "text_length", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ValueError(f"{name} is at least 1; got {value}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is between 0 and 1; got {self.max_bad_fraction}")
@@ -95,6 +98,7 @@ class TrainDataConfig:
     def override(self, model: ClipConfig) -> ClipConfig:
         """The model's config with its `preprocess` overridden by what is set here."""
         names = (
+            "max_patches",
             "resize_mode",
             "interpolation",
             "mean",
@@ -107,6 +111,8 @@ class TrainDataConfig:
             "canonicalize",
         )
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if changes.get("resize_mode", model.preprocess.resize_mode) != "naflex":
+            changes.setdefault("max_patches", 0)  # a model of sequences may be given pictures of one size
         if self.image_size is not None:
             if model.vision is None:
                 raise ValueError(f"image_size is the image tower's, and this model has none; got {self.image_size}")

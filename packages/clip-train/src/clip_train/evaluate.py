@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from clip_data import Batch, DataConfig, Pipeline, SourceConfig, Tokenizer
 from clip_models import ClipConfig, encode_image, encode_text
 from clip_sharding import BATCH_AXES, to_global
-from clip_train.augment import normalize
+from clip_train.inputs import image_arrays, image_inputs, pictures_of
 from clip_train.metrics import classification_metrics, confusion_matrix, recall_at
 from clip_train.optimizers.schedule import Length, check_length
 
@@ -117,8 +117,7 @@ class Encoders:
     def __init__(self, model: ClipConfig, mesh: Mesh) -> None:
         self._mesh = mesh
         self._num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-        mean, std = model.preprocess.mean, model.preprocess.std
-        self._image = jax.jit(lambda params, image: encode_image(model, params, normalize(image, mean=mean, std=std)))
+        self._image = jax.jit(lambda params, arrays: encode_image(model, params, **image_inputs(model, arrays)))
         masks = model.preprocess.mask_padding
         self._text = jax.jit(lambda params, ids, mask: encode_text(model, params, ids, mask if masks else None))
 
@@ -126,9 +125,9 @@ class Encoders:
         """The nearest batch size, upwards, that divides over the devices."""
         return -(-wanted // self._num_shards) * self._num_shards
 
-    def images(self, params: Any, image: np.ndarray) -> np.ndarray:
-        """Unit-norm embeddings, float32 `[b, e]`, of uint8 `[b, h, w, 3]`."""
-        return np.asarray(self._image(params, to_global(image, self._mesh)))
+    def images(self, params: Any, batch: Batch) -> np.ndarray:
+        """Unit-norm embeddings, float32 `[n, e]`, of the real rows of a batch."""
+        return np.asarray(self._image(params, to_global(image_arrays(batch), self._mesh)))[batch.mask]
 
     def texts(self, params: Any, tokenizer: Tokenizer, sentences: Sequence[str], *, batch_size: int) -> np.ndarray:
         """Unit-norm embeddings, float32 `[n, e]`, of n sentences."""
@@ -208,7 +207,7 @@ def zero_shot(
     logits, labels = [], []
     for batch in batches:
         labels.append(labels_of(batch, num_classes))
-        logits.append((encoders.images(params, batch.image) @ classes.T)[batch.mask])
+        logits.append(encoders.images(params, batch) @ classes.T)
     scores, truth = np.concatenate(logits), np.concatenate(labels)
     return Result(
         name=name,
@@ -247,14 +246,14 @@ def retrieval(
     """
     embeds, captions, labels, pictures = [], [], [], []
     for batch in batches:
-        embeds.append(encoders.images(params, batch.image)[batch.mask])
+        embeds.append(encoders.images(params, batch))
         captions += [caption for caption, real in zip(batch.caption, batch.mask, strict=True) if real]
         if positives == "label":
             if batch.label is None or (batch.label[batch.mask] < 0).any():
                 raise ValueError("retrieval by label needs a label with every sample; set label_key to its field")
             labels.append(batch.label[batch.mask])
-        if sum(map(len, pictures)) < NUM_EXAMPLES:
-            pictures.append(batch.image[batch.mask])
+        if len(pictures) < NUM_EXAMPLES:
+            pictures += pictures_of(batch)
     texts, text_of = np.unique(np.asarray(captions), return_inverse=True)
     scores = np.concatenate(embeds) @ encoders.texts(params, tokenizer, texts.tolist(), batch_size=1024).T
     matches = text_of[:, None] == np.arange(len(texts))
@@ -274,7 +273,7 @@ def retrieval(
             **{f"text_retrieval_recall@{k}": value for k, value in to_text.items()},
             **{f"image_retrieval_recall@{k}": value for k, value in to_image.items()},
         },
-        examples=_examples(np.concatenate(pictures)[:NUM_EXAMPLES], captions, texts, scores, matches),
+        examples=_examples(pictures[:NUM_EXAMPLES], captions, texts, scores, matches),
     )
 
 
@@ -322,7 +321,7 @@ def evaluate(
 
 
 def _examples(
-    pictures: np.ndarray, captions: Sequence[str], texts: np.ndarray, scores: np.ndarray, matches: np.ndarray
+    pictures: Sequence[np.ndarray], captions: Sequence[str], texts: np.ndarray, scores: np.ndarray, matches: np.ndarray
 ) -> tuple[Example, ...]:
     best = np.argsort(-scores[: len(pictures)], axis=1, kind="stable")[:, :3]
     return tuple(

@@ -1,11 +1,18 @@
-"""What a model expects of its inputs, handed to the data pipeline."""
+"""What a model expects of its inputs: told to the data pipeline, and made of what that yields."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from clip_data import DataConfig, SourceConfig
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_data import Batch, DataConfig, SourceConfig
 from clip_models import ClipConfig, TextConfig, VisionConfig
+from clip_train.augment import normalize
 
 
 def both_towers(model: ClipConfig) -> tuple[VisionConfig, TextConfig]:
@@ -27,14 +34,8 @@ def data_config(model: ClipConfig, sources: tuple[SourceConfig, ...], **options:
         model: its `preprocess` says what it expects.
         sources: where the samples are.
         **options: other fields of `DataConfig`, or values in place of the model's.
-
-    Raises:
-        ValueError: the model's images are not square.
     """
     expects = model.preprocess
-    if isinstance(expects.size, tuple):
-        height, width = expects.size
-        raise ValueError(f"the data pipeline makes square images; the model's image_size is {height} × {width}")
     prepared = {
         "image_size": expects.size,
         "resize_mode": expects.resize_mode,
@@ -46,4 +47,49 @@ def data_config(model: ClipConfig, sources: tuple[SourceConfig, ...], **options:
         "lower_case": expects.lower_case,
         "canonicalize": expects.canonicalize,
     }
+    if model.vision is not None and expects.resize_mode == "naflex":
+        prepared |= {"patch_size": model.vision.patch_size, "max_patches": expects.max_patches}
     return DataConfig(sources=sources, **(prepared | options))
+
+
+def image_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """What a batch holds of its pictures, under its names: `image`, and of patches what `image_inputs` reads too."""
+    arrays = {"image": batch.image}
+    if batch.pixel_attention_mask is not None and batch.spatial_shapes is not None:
+        arrays |= {"pixel_attention_mask": batch.pixel_attention_mask, "spatial_shapes": batch.spatial_shapes}
+    return arrays
+
+
+def image_inputs(model: ClipConfig, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Pictures as `encode_image` takes them, by its names.
+
+    Args:
+        model: its `preprocess` says how they are normalised.
+        arrays: `image`, uint8 or float `[b, h, w, 3]` in [0, 255]; or patches `[b, p, patch_size² · 3]`, with
+            `pixel_attention_mask` int32 `[b, p]` and `spatial_shapes` int32 `[b, 2]`.
+
+    Returns:
+        `pixel_values`, float32 of the shape of `image`, zero where there is no patch; the other two as they are.
+    """
+    image, mean, std = arrays["image"], model.preprocess.mean, model.preprocess.std
+    if "spatial_shapes" not in arrays:
+        return {"pixel_values": normalize(image, mean=mean, std=std)}
+    mask = arrays["pixel_attention_mask"]
+    patches = normalize(image.reshape(*image.shape[:2], -1, 3), mean=mean, std=std).reshape(image.shape)
+    return {
+        "pixel_values": jnp.where(mask[..., None] > 0, patches, 0),
+        "pixel_attention_mask": mask,
+        "spatial_shapes": arrays["spatial_shapes"],
+    }
+
+
+def pictures_of(batch: Batch) -> list[np.ndarray]:
+    """The real rows' pictures as the model sees them, uint8 `[h, w, 3]` each; patches are put together."""
+    if batch.spatial_shapes is None:
+        return list(batch.image[batch.mask])
+    pictures = []
+    for patches, (rows, columns) in zip(batch.image[batch.mask], batch.spatial_shapes[batch.mask], strict=True):
+        side = math.isqrt(patches.shape[1] // 3)
+        picture = patches[: rows * columns].reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+        pictures.append(picture.reshape(rows * side, columns * side, 3))
+    return pictures

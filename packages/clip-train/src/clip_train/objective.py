@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from clip_losses import sharded_sigmoid_loss, sharded_softmax_loss, sigmoid_loss, softmax_loss
 from clip_models import ClipConfig, encode_image, encode_text
 from clip_sharding import BATCH_AXES
-from clip_train.augment import AugmentConfig, augment, normalize
-from clip_train.inputs import both_towers
+from clip_train.augment import AugmentConfig, augment
+from clip_train.inputs import both_towers, image_inputs
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
@@ -84,25 +84,24 @@ def clip_objective(
         model: the two towers; its `preprocess` says how pictures are normalised.
         kind: the loss.
         mesh: when it has several devices the loss runs as a ring over those that divide the batch.
-        augmentation: how training pictures vary.
+        augmentation: how training pictures vary; patches do not.
 
     Returns:
-        An objective on batches with `image` uint8 `[b, h, w, 3]`, `input_ids` int32 `[b, t]` and, for a model that
-        masks padding, `attention_mask` int32 `[b, t]`. Its metrics are `logit_scale` (the multiplier) and, for sigmoid,
-        `logit_bias`.
+        An objective on batches with `image` uint8 `[b, h, w, 3]`, or patches and what `image_inputs` reads with them,
+        `input_ids` int32 `[b, t]` and, for a model that masks padding, `attention_mask` int32 `[b, t]`. Its metrics are
+        `logit_scale` (the multiplier) and, for sigmoid, `logit_bias`.
     """
     over = mesh if mesh is not None and mesh.size > 1 else None
     size = None if augmentation is None or augmentation.source_size is None else both_towers(model)[0].image_shape
 
     def encode(params: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         augment_key, image_key, text_key = jax.random.split(key, 3)
-        images = batch["image"]
-        if augmentation is not None:
-            images = augment(images, augment_key, augmentation, size=size)
-        pixels = normalize(images, mean=model.preprocess.mean, std=model.preprocess.std)
+        if augmentation is not None and model.preprocess.resize_mode != "naflex":
+            batch = {**batch, "image": augment(batch["image"], augment_key, augmentation, size=size)}
+        pictures = image_inputs(model, batch)
         mask = batch["attention_mask"] if model.preprocess.mask_padding else None
         return {
-            "image": encode_image(model, params, pixels, key=image_key),
+            "image": encode_image(model, params, **pictures, key=image_key),
             "text": encode_text(model, params, batch["input_ids"], mask, key=text_key),
         }
 

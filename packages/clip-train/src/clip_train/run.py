@@ -20,6 +20,7 @@ from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, config_to_json, located
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
+from clip_train.inputs import image_arrays
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
 from clip_train.objective import clip_objective
@@ -196,8 +197,8 @@ def global_batches(pipeline: Pipeline, mesh: Mesh) -> Iterator[dict[str, jax.Arr
 
 
 def step_inputs(batch: Batch) -> dict[str, Any]:
-    """The arrays that the objective reads: `image` uint8, `input_ids` and `attention_mask` int32."""
-    return {"image": batch.image, "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    """The arrays that the objective reads: the pictures', `input_ids` and `attention_mask` int32."""
+    return {**image_arrays(batch), "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 
 def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, resolved: dict[str, Any]) -> list[Sink]:

@@ -75,8 +75,8 @@ class Setup:
 
     @property
     def data(self) -> DataConfig:
-        """How samples are prepared, for every pipeline of the run."""
-        return self.pipeline.config
+        """How samples are prepared for evaluation: in the model's size, whatever training crops from."""
+        return dataclasses.replace(self.pipeline.config, image_size=self.model.preprocess.size)
 
     def steps(self, length: Length) -> int:
         """A cadence in steps of this run, at least 1."""
@@ -145,6 +145,11 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
     num_microbatches = _check_batch(config, mesh)
     with located("data.tokenizer" if config.data.tokenizer else "model.config.preprocess.tokenizer"):
         tokenizer = _open_tokenizer(model)
+    if model.preprocess.resize_mode == "naflex" and config.data.augment.changes:
+        raise ConfigError(
+            "data.augment: sequences of patches (resize_mode naflex) are trained on as they come; leave data.augment "
+            'out, or set data.resize_mode to "squash"'
+        )
     source_size = config.data.augment.source_size
     with located("data.train"):
         pipeline = Pipeline(
