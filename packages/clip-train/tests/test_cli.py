@@ -195,7 +195,7 @@ def test_what_cannot_be_is_one_message(squares, tmp_path, capsys, override, mess
 def test_a_strategy_without_its_mesh_axis_is_refused(squares, tmp_path, capsys):
     arguments = ("run", squares / "config.json", "--dry-run", "--set", f"output_dir={tmp_path / 'run'}")
     message = refused(capsys, *arguments, "--set", "sharding=fsdp", "--set", 'mesh={"data": 8}')
-    assert "sharding: 'fsdp' divides parameters over the mesh axis fsdp, which spans 1 of 8 devices" in message
+    assert "sharding: 'mlp' is divided over the mesh axis fsdp, which spans 1 of 8 devices" in message
 
 
 def test_a_dry_run_shows_everything_warns_and_writes_nothing(squares, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """CLIP and SigLIP in JAX: two towers as pure functions on plain dicts, named architectures, weights in and out."""
 
 from clip_models import surgery
+from clip_models.activations import constrain_activations
 from clip_models.axes import logical_axes
 from clip_models.caption import caption_logits
 from clip_models.clip import (
@@ -32,6 +33,7 @@ __all__ = [
     "VisionConfig",
     "apply",
     "caption_logits",
+    "constrain_activations",
     "encode_image",
     "encode_text",
     "generate",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, zeros
 
+from clip_models.activations import in_use
 from clip_models.config import TextConfig, VisionConfig
 from clip_models.initializers import tower_initializers
 
@@ -42,8 +43,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in_features] to [..., out_features]."""
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = x @ in_use(self.kernel, x.dtype)
+        return y if self.bias is None else y + in_use(self.bias, x.dtype)
 
 
 def tower_projection(config: VisionConfig | TextConfig, size: int | None, *, rngs: nnx.Rngs) -> Linear | None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_models.activations import in_use
 from clip_models.attention import Attention
 from clip_models.config import ComputeConfig, TextConfig, VisionConfig
 from clip_models.initializers import tower_initializers
@@ -44,7 +45,7 @@ class MapHead(nnx.Module):
         Returns:
             [b, k, d], one vector for each probe.
         """
-        probe = self.probe[...].astype(hidden.dtype)
+        probe = in_use(self.probe, hidden.dtype)
         queries = jnp.broadcast_to(probe, (hidden.shape[0], *probe.shape))
         y = self.attention(queries, hidden, mask=None if mask is None else mask[:, None, None, :])
         return y + self.mlp(self.norm(y))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from clip_models.activations import constraining
 from clip_models.config import Remat
 
 # The names that attention and MLP give to the results of their matrix products.
@@ -28,7 +29,10 @@ def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., A
     names = jax.checkpoint_policies
     match remat:
         case "none":
-            return function
+            if not constraining():
+                return function
+            # Weights that were brought together to be used are not kept so, but brought together again.
+            policy = _all_but_constrained
         case "full":
             policy = names.nothing_saveable
         case "proj":
@@ -50,3 +54,7 @@ def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., A
             )
     # A scan's body is compiled apart: common subexpressions cannot undo the remat, so the barrier would only cost.
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+
+def _all_but_constrained(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name != "sharding_constraint"

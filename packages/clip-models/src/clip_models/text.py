@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_models.activations import in_use
 from clip_models.config import ComputeConfig, TextConfig
 from clip_models.dropout import dropout
 from clip_models.initializers import tower_initializers
@@ -63,10 +64,10 @@ class TextTower(nnx.Module):
         check_texts(config.max_length, input_ids, attention_mask)
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         # fill, not clamp: a wrong id must not pass for the last word of the vocabulary
-        x = jnp.take(self.token_embedding[...], input_ids, axis=0, mode="fill")
+        x = jnp.take(in_use(self.token_embedding), input_ids, axis=0, mode="fill")
         turned = None
         if self.position_embedding is not None:
-            x = x + self.position_embedding[: input_ids.shape[1]]
+            x = x + in_use(self.position_embedding)[: input_ids.shape[1]]
         else:
             turned = rotation(jnp.arange(input_ids.shape[1])[None], config.head_dim, config.rotary_base)
         x = dropout(x.astype(self.compute.dtype), config.dropout, embed_key)

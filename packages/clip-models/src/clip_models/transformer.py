@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_models.activations import constrained
 from clip_models.attention import Attention
 from clip_models.config import ComputeConfig, TransformerConfig
 from clip_models.dropout import drop_path, dropout
@@ -144,7 +145,9 @@ def scan_blocks(
 
     def step(x: jax.Array, layer: tuple[nnx.State, dict[str, jax.Array]]) -> tuple[jax.Array, None]:
         weights, drawn = layer
-        return nnx.merge(graphdef, weights)(x, **drawn, **inputs), None
+        x = nnx.merge(graphdef, weights)(x, **drawn, **inputs)
+        return constrained(x, "batch", "length", "embed"), None
 
     step = rematerialize(step, compute.remat)
+    x = constrained(x, "batch", "length", "embed")
     return jax.lax.scan(step, x, (layers, per_layer), unroll=compute.unroll)[0]

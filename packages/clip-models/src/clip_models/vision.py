@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from clip_models.activations import in_use
 from clip_models.config import ComputeConfig, VisionConfig
 from clip_models.dropout import choose_patches, dropout
 from clip_models.initializers import tower_initializers
@@ -169,7 +170,7 @@ class VisionTower(nnx.Module):
         if isinstance(self.position_embedding, FactorizedPositions):
             return self.position_embedding(places)
         if self.position_embedding is not None:
-            return resample(self.position_embedding[bool(config.class_token) :], config.grid, places)
+            return resample(in_use(self.position_embedding)[bool(config.class_token) :], config.grid, places)
         return sincos2d(config.width, config.grid, places) if config.positions == "sincos2d" else None
 
     def _rotation(self, places: Places) -> Rotation | None:
@@ -196,12 +197,12 @@ class VisionTower(nnx.Module):
         """Puts class token and registers before the patches, [b, p, d]."""
         parts = []
         if self.class_embedding is not None:
-            token = self.class_embedding[...]
+            token = in_use(self.class_embedding)
             if isinstance(self.position_embedding, nnx.Param):
-                token = token + self.position_embedding[0]
+                token = token + in_use(self.position_embedding)[0]
             parts.append(token[None])
         if self.registers is not None:
-            parts.append(self.registers[...])
+            parts.append(in_use(self.registers))
         before = [jnp.broadcast_to(part.astype(x.dtype), (x.shape[0], *part.shape)) for part in parts]
         return jnp.concatenate([*before, x], axis=1) if before else x
 

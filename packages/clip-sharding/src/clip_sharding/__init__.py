@@ -1,15 +1,22 @@
 """Meshes, partition rules and global batches for any JAX model."""
 
 from clip_sharding.batch import BATCH_AXES, batch_sharding, to_global
-from clip_sharding.mesh import MeshConfig, make_mesh
-from clip_sharding.rules import Rules, shardings, strategies, strategy
+from clip_sharding.mesh import MeshConfig, SlicesConfig, make_mesh
+from clip_sharding.rules import PartitionConfig, Rules, constraint, shardings, strategies, strategy
+from clip_sharding.table import Placement, bytes_per_device, placements
 
 __all__ = [
     "BATCH_AXES",
     "MeshConfig",
+    "PartitionConfig",
+    "Placement",
     "Rules",
+    "SlicesConfig",
     "batch_sharding",
+    "bytes_per_device",
+    "constraint",
     "make_mesh",
+    "placements",
     "shardings",
     "strategies",
     "strategy",

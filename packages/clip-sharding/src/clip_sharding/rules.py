@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clip_sharding.batch import BATCH_AXES
 
 MeshAxes = str | tuple[str, ...]
 
@@ -23,7 +25,8 @@ class Rules:
     """An ordered list of `(logical axis, mesh axes)`; earlier rules choose first.
 
     In one array a mesh axis divides one logical axis only: the first rule whose logical axis is present, and whose mesh
-    axes are still free and divide it, takes them. A logical axis without a rule is never divided.
+    axes are still free and divide it, takes them. A logical axis may have several rules, tried in their order; one
+    without a rule is never divided.
 
     Attributes:
         rules: the pairs, e.g. `(("mlp", "fsdp"), ("embed", "fsdp"))`.
@@ -31,10 +34,22 @@ class Rules:
 
     rules: tuple[tuple[str, MeshAxes], ...] = ()
 
-    @property
-    def mesh_axes(self) -> frozenset[str]:
-        """Every mesh axis that some rule names."""
-        return frozenset(name for _, axes in self.rules for name in _names(axes))
+    def check(self, mesh: Mesh) -> None:
+        """Refuse rules that this mesh cannot follow.
+
+        Raises:
+            ValueError: a rule names an axis that the mesh lacks, or divides over axes that span one of its devices.
+        """
+        for logical, mesh_axes in self.rules:
+            names = _names(mesh_axes)
+            if missing := [axis for axis in names if axis not in mesh.shape]:
+                raise ValueError(f"rule {(logical, mesh_axes)} names {missing}; the mesh has axes {tuple(mesh.shape)}")
+            if mesh.size > 1 and math.prod(mesh.shape[axis] for axis in names) == 1:
+                over = " × ".join(names)
+                raise ValueError(
+                    f"{logical!r} is divided over the mesh axis {over}, which spans 1 of {mesh.size} devices; "
+                    f"give {names[-1]!r} more devices in mesh, or take a strategy without it"
+                )
 
     def spec(self, axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, *, name: str = "array") -> PartitionSpec:
         """The partition of one array.
@@ -46,14 +61,14 @@ class Rules:
             name: what errors call the array.
 
         Raises:
-            ValueError: `axes` and `shape` differ in length, a rule names an axis the mesh lacks, or rules apply to the
-                array and none of them divides it.
+            ValueError: `axes` and `shape` differ in length, a rule names an axis the mesh lacks, or a mesh axis that
+                rules offer to the array divides none of its dimensions.
         """
         if len(axes) != len(shape):
             raise ValueError(f"{name} has {len(shape)} dimensions {shape} but {len(axes)} axis names {axes}")
         spec: list[MeshAxes | None] = [None] * len(axes)
         used: set[str] = set()
-        indivisible = []
+        failed = []
         for logical, mesh_axes in self.rules:
             names = _names(mesh_axes)
             if missing := [axis for axis in names if axis not in mesh.shape]:
@@ -65,26 +80,66 @@ class Rules:
             if spec[where] is not None:
                 continue
             if shape[where] % size:
-                indivisible.append((logical, shape[where], mesh_axes, size))
+                failed.append((logical, shape[where], names, size))
                 continue
             spec[where] = mesh_axes
             used |= set(names)
-        if indivisible and not used:
+        failed = [fault for fault in failed if not used & set(fault[2])]
+        if failed:
             tried = "; ".join(
-                f"{axis!r} of size {n} over {over!r} of size {size}" for axis, n, over, size in indivisible
+                f"{axis!r} of size {n} over {' × '.join(names)} of size {size}" for axis, n, names, size in failed
             )
-            divisors = ", ".join(str(math.gcd(n, size)) for _, n, _, size in indivisible)
+            sizes = ", ".join(str(math.gcd(n, size)) for _, n, _, size in failed)
+            widths = ", ".join(f"{n // size * size or size} or {-(-n // size) * size}" for _, n, _, size in failed)
             raise ValueError(
                 f"{name} with shape {shape} and axes {axes} cannot be divided: {tried}. "
-                f"Mesh sizes that would divide it: {divisors}; or resize the model, or use strategy 'replicated'."
+                f"A mesh axis of size {sizes} would divide it, and so would an array of size {widths} there; "
+                "or write rules that leave it whole."
             )
         return PartitionSpec(*spec)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartitionConfig:
+    """Over how many mesh axes activations and parameters are divided, in the words of T5X and clip-jax.
+
+    The batch and, with 2 of `parameter_dims`, the parameters' `embed` are divided over `data` (and `fsdp`, where the
+    mesh has it); `mlp`, `heads`, `vocab` and `projection` over `model`, and with 2 of `activation_dims` so is `embed`
+    where nothing else is: of the activations between the layers, biases and patch embeddings.
+
+    Attributes:
+        activation_dims: 1 or 2.
+        parameter_dims: 1 or 2.
+    """
+
+    activation_dims: Literal[1, 2] = 1
+    parameter_dims: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        """Refuse other numbers."""
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) not in (1, 2):
+                raise ValueError(f"{field.name} is 1 or 2; got {value}")
+
+    @property
+    def rules(self) -> Rules:
+        """What it stands for."""
+        embed: list[tuple[str, MeshAxes]] = []
+        if self.activation_dims == 2:
+            embed.append(("embed", "model"))
+        if self.parameter_dims == 2:
+            embed.append(("embed", BATCH_AXES))
+        return Rules((*_TENSOR, ("projection", "model"), *embed))
+
+
+_TENSOR = (("mlp", "model"), ("heads", "model"), ("vocab", "model"))
 # `fsdp` divides each parameter once, along whichever of its axes comes first here: wide axes before narrow ones.
+_FSDP = (("mlp", "fsdp"), ("vocab", "fsdp"), ("embed", "fsdp"), ("heads", "fsdp"), ("projection", "fsdp"))
 _STRATEGIES: Mapping[str, Rules] = {
     "replicated": Rules(),
-    "fsdp": Rules((("mlp", "fsdp"), ("vocab", "fsdp"), ("embed", "fsdp"), ("heads", "fsdp"), ("projection", "fsdp"))),
+    "fsdp": Rules(_FSDP),
+    "tensor": Rules(_TENSOR),
+    "fsdp+tensor": Rules((*_TENSOR, *_FSDP)),
 }
 
 
@@ -93,16 +148,25 @@ def strategies() -> tuple[str, ...]:
     return tuple(_STRATEGIES)
 
 
-def strategy(name: str) -> Rules:
-    """A named set of rules: `replicated` (every device holds all) or `fsdp` (every parameter divided over `fsdp`).
+def strategy(given: str | PartitionConfig | Iterable[tuple[str, MeshAxes]]) -> Rules:
+    """The rules that a config asks for.
+
+    Args:
+        given: a name: `replicated` (every device holds all), `fsdp` (every parameter divided over `fsdp`), `tensor`
+            (the inside of each layer and the vocabulary divided over `model`) or `fsdp+tensor`; a `PartitionConfig`; or
+            the rules themselves.
 
     Raises:
         ValueError: the name is unknown; the nearest valid one is suggested.
     """
-    if name in _STRATEGIES:
-        return _STRATEGIES[name]
-    near = difflib.get_close_matches(name, _STRATEGIES, n=1, cutoff=0.0)[0]
-    raise ValueError(f"a sharding strategy is one of {', '.join(_STRATEGIES)}; got {name!r}. Did you mean {near!r}?")
+    if isinstance(given, PartitionConfig):
+        return given.rules
+    if not isinstance(given, str):
+        return Rules(tuple((logical, axes if isinstance(axes, str) else tuple(axes)) for logical, axes in given))
+    if given in _STRATEGIES:
+        return _STRATEGIES[given]
+    near = difflib.get_close_matches(given, _STRATEGIES, n=1, cutoff=0.0)[0]
+    raise ValueError(f"a sharding strategy is one of {', '.join(_STRATEGIES)}; got {given!r}. Did you mean {near!r}?")
 
 
 def shardings(rules: Rules, mesh: Mesh, axes: Any, shapes: Any) -> Any:
@@ -126,6 +190,44 @@ def shardings(rules: Rules, mesh: Mesh, axes: Any, shapes: Any) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, shapes, axes)
+
+
+def constraint(rules: Rules, mesh: Mesh) -> Callable[[jax.Array, tuple[str, ...]], jax.Array]:
+    """A function that holds arrays where the rules want them while they are used, to be called inside `jax.jit`.
+
+    In use, `data` and `fsdp` divide the logical axis `batch`, as `to_global` does, and nothing else: a parameter that
+    is stored divided over them is gathered. Its gradient goes back to where it is stored.
+
+    Args:
+        rules: of the parameters.
+        mesh: where all lives.
+
+    Returns:
+        `(x, axis names) -> x`, for activations and parameters.
+    """
+    batch = ("batch", BATCH_AXES)
+    stored = Rules((batch, *rules.rules))
+    used = Rules((batch, *(rule for rule in rules.rules if not set(_names(rule[1])) & set(BATCH_AXES))))
+
+    def constrain(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        if mesh.size == 1:
+            return x
+        there, back = (
+            NamedSharding(mesh, which.spec(axes, x.shape, mesh, name="an array in use")) for which in (used, stored)
+        )
+
+        @jax.custom_vjp
+        def place(x: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(x, there)
+
+        def place_gradient(_: None, grad: jax.Array) -> tuple[jax.Array]:
+            # In two moves: in one, the partitioner divides what made the gradient as the result is, at any cost.
+            return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(grad, there), back),)
+
+        place.defvjp(lambda x: (place(x), None), place_gradient)
+        return place(x)
+
+    return constrain
 
 
 def _names(axes: MeshAxes) -> tuple[str, ...]:
