@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
     def pass_on(self):
         if self.path.startswith("/faults"):
             if number := self.path.removeprefix("/faults").strip("/"):
-                self.server.num_faults = int(number)
+                self.server.num_faults, self.server.made = int(number), []
             body = json.dumps(self.server.made).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))

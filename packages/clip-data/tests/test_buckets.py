@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pyarrow import fs
 
 from clip_data import DataConfig, Pipeline, SourceConfig, buckets, list_shards
@@ -17,9 +19,9 @@ EMULATORS = {"s3": "moto.server", "gs": "gcp_storage_emulator.server"}
 KINDS = {"429", "503", "reset", "cut", "stall"}
 
 
-@pytest.fixture(params=["s3", "gs"])
-def store(request, monkeypatch, tmp_path, encode):
-    """A store of four shards; what is called on it is the proxy's, to fail so many times."""
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def emulator(request, tmp_path_factory):
+    """A store of four shards: its scheme, the proxy's address and the pixels."""
     pytest.importorskip(EMULATORS[request.param])
     script = str(Path(__file__).with_name("faulty_store.py"))
     process = subprocess.Popen(
@@ -29,42 +31,58 @@ def store(request, monkeypatch, tmp_path, encode):
         text=True,
     )
     port, direct = process.stdout.readline().split()
-    url = f"http://127.0.0.1:{port}"
     if request.param == "s3":
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": url,
-        }.items():
-            monkeypatch.setenv(name, value)
-        filesystem = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{direct}", allow_bucket_creation=True)
+        filesystem = fs.S3FileSystem(
+            access_key="x",
+            secret_key="x",
+            region="us-east-1",
+            endpoint_override=f"http://127.0.0.1:{direct}",
+            allow_bucket_creation=True,
+        )
     else:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         filesystem = fs.GcsFileSystem(
             endpoint_override=f"127.0.0.1:{port}", scheme="http", anonymous=True, project_id="test"
         )
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 48, 3), np.uint8)
     filesystem.create_dir("bucket")
     for shard in range(4):
-        rows = range(shard * 10, shard * 10 + 10)
-        path = tmp_path / f"{shard}0.tfrecord"
-        write_examples(path, [{"key": f"{n:02d}", "png": encode(noise[n]), "caption": f"{n}"} for n in rows])
+        path = tmp_path_factory.mktemp("shards") / f"{shard}0.tfrecord"
+        examples = []
+        for n in range(shard * 10, shard * 10 + 10):
+            Image.fromarray(noise[n]).save(png := io.BytesIO(), "PNG")
+            examples.append({"key": f"{n:02d}", "png": png.getvalue(), "caption": f"{n}"})
+        write_examples(path, examples)
         with filesystem.open_output_stream(f"bucket/{path.name}") as stream:
             stream.write(path.read_bytes())
+    yield request.param, f"http://127.0.0.1:{port}", noise
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def store(emulator, monkeypatch):
+    """The store, and a function that has the proxy fail so many times, or tells how it has failed since."""
+    scheme, url, noise = emulator
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": url,
+        "STORAGE_EMULATOR_HOST": url,
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(buckets, "_CHUNK_BYTES", 4096)
     monkeypatch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0.005)
     monkeypatch.setattr(buckets, "_LONGEST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(buckets, "_STALL_SECONDS", 1.5)
+    monkeypatch.setattr(buckets, "_STALL_SECONDS", 0.5)
 
     def faults(number=None):
         with urllib.request.urlopen(f"{url}/faults" if number is None else f"{url}/faults/{number}") as answer:
             return json.load(answer)
 
-    yield f"{request.param}://", noise, faults
-    process.kill()
-    process.communicate()
+    yield f"{scheme}://", noise, faults
+    faults(0)
 
 
 def test_fifty_faults_lose_and_double_nothing(store):

@@ -88,6 +88,8 @@ def read_object(path: str) -> memoryview:
                 stream, now = _in_time(open_it)
                 if now != size:
                     raise ValueError(f"{path} changed its size from {size} to {now} bytes while it was read")
+            if stream.closed:  # as pyarrow's of GCS is from the start where its first request failed
+                raise OSError("the store closed the connection")
             chunk = _in_time(functools.partial(stream.read_at, min(_CHUNK_BYTES, size - offset), offset))
             if not chunk:
                 raise OSError("the store closed the connection")
