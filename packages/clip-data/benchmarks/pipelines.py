@@ -169,6 +169,10 @@ def grain(folder, kind):
 
 ROWS = {
     "256 px JPEG: clip_data, u8 and tokens": ("", lambda d: ours(d, "jpg256")),
+    "256 px JPEG: clip_data, executor=tensorflow": (
+        "tensorflow",
+        lambda d: ours(d, "jpg256", executor="tensorflow", strict=False),
+    ),
     "256 px JPEG: bare simplejpeg": ("", lambda d: bare(d, "jpg256")),
     "256 px JPEG: tf.data, bicubic f32": ("tensorflow", lambda d: tf_dataset(d, "jpg256", resized=True)),
     "256 px JPEG: tf.data, decode only": ("tensorflow", lambda d: tf_dataset(d, "jpg256", resized=False)),

@@ -112,6 +112,8 @@ class DataConfig:
         num_threads: That decode; None is one for each core that the process may use.
         num_workers: Processes that decode, with as many threads in all. 0 decodes in this process, where Python's lock
             ends it near 40,000 images a second.
+        executor: ``"threads"`` of Python decode, or ``"tensorflow"`` does (of TFRecord alone, with ``strict=False``),
+            with the same batches in the same order; ``"auto"`` takes the faster, which are the threads.
         prefetch: Batches prepared ahead.
 
     Raises:
@@ -142,6 +144,7 @@ class DataConfig:
     max_bad_fraction: float = 0.1
     num_threads: int | None = None
     num_workers: int = 0
+    executor: Literal["auto", "threads", "tensorflow"] = "auto"
     prefetch: int = 2
 
     def __post_init__(self):
@@ -172,6 +175,7 @@ class DataConfig:
             "interpolation": ("bicubic", "bilinear"),
             "padding": ("max_length", "longest"),
             "empty_caption": ("drop", "keep"),
+            "executor": ("auto", "threads", "tensorflow"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -20,7 +20,7 @@ from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImag
 from clip_data.faults import RecordError
 from clip_data.picture import picture_header
 
-__all__ = ["MAX_PIXELS", "Decoded", "decode_pixels"]
+__all__ = ["MAX_PIXELS", "Decoded", "decode_pixels", "is_plain_jpeg"]
 
 MAX_PIXELS = 64 * 1024 * 1024
 
@@ -114,8 +114,7 @@ def _jpeg(
     enough: Callable[[int, int], tuple[int, int]] | None,
     out: np.ndarray | None,
 ) -> Decoded:
-    start = data.find(b"Exif\0\0", 0, _EXIF_SEARCHED)
-    turn = _TURNS.get(_orientation(data[start : start + _EXIF_SEARCHED])) if start > 0 else None
+    turn = _jpeg_turn(data)
     try:
         # Decoded at its own size, straight into the batch.
         if turn is None and out is not None and out.shape == (height, width, 3):
@@ -131,6 +130,27 @@ def _jpeg(
     if turn is not None:
         return Decoded.whole(np.ascontiguousarray(turn(pixels)))
     return Decoded(pixels, height, width, 1 << shift)
+
+
+def is_plain_jpeg(data: bytes, height: int, width: int) -> bool:
+    """Whether every decoder makes the same pixels of it: a JPEG that is upright, and grey or of three colours.
+
+    Args:
+        data: The bytes of an image file.
+        height: That it must have.
+        width: Likewise.
+    """
+    try:
+        if picture_header(data) != ("jpeg", width, height) or _jpeg_turn(data) is not None:
+            return False
+        return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+    except ValueError:
+        return False
+
+
+def _jpeg_turn(data: bytes) -> Callable[[np.ndarray], np.ndarray] | None:
+    start = data.find(b"Exif\0\0", 0, _EXIF_SEARCHED)
+    return _TURNS.get(_orientation(data[start : start + _EXIF_SEARCHED])) if start > 0 else None
 
 
 def _shift(height: int, width: int, enough_height: int, enough_width: int) -> int:

@@ -13,11 +13,11 @@ from clip_data.picture import is_picture
 if TYPE_CHECKING:
     from clip_data.config import SourceConfig
 
-__all__ = ["IMAGE_KEYS", "Record", "to_record"]
+__all__ = ["CAPTION_KEYS", "IMAGE_KEYS", "LABEL_KEYS", "Record", "to_record"]
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "image")
-_CAPTION_KEYS = ("caption", "txt", "text")
-_LABEL_KEYS = ("cls", "label")
+CAPTION_KEYS = ("caption", "txt", "text")
+LABEL_KEYS = ("cls", "label")
 _NOTHING = (None, b"", "")  # how the formats store null
 
 
@@ -105,7 +105,7 @@ def _image_bytes(value: Any) -> bytes | None:
 def _caption(fields: dict[str, Any], keys: str | tuple[str, ...] | Mapping[str, float], draw: int) -> tuple[str, bool]:
     """Returns the caption, drawn where there are several that are not blank, and whether it was UTF-8."""
     if isinstance(keys, str):
-        key = _find(fields, keys, _CAPTION_KEYS)
+        key = _find(fields, keys, CAPTION_KEYS)
     else:
         weights = keys if isinstance(keys, Mapping) else dict.fromkeys(keys, 1.0)
         filled = {name: weight for name, weight in weights.items() if not _is_nothing(fields.get(name))}
@@ -152,7 +152,7 @@ def _text(value: Any) -> tuple[str, bool]:
 
 def _label(fields: Mapping[str, Any], name: str | None) -> int | None:
     """Returns the label; a usual field that holds something else, a class's name say, is none unless it is named."""
-    key = _find(fields, name or "auto", _LABEL_KEYS)
+    key = _find(fields, name or "auto", LABEL_KEYS)
     if key is None or _is_nothing(fields[key]):
         if name is not None:
             raise RecordError("missing_label", f"nothing in {name!r}; the fields are {', '.join(fields)}")

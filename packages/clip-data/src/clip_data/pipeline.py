@@ -220,10 +220,14 @@ class Pipeline:
 
     def _make_executor(self, counts: list[list[int]]) -> Executor:
         config, tokenizer = self.config, Tokenizer.of(self.config)
-        if config.num_workers:
-            num_threads = config.num_threads or _num_cores()
+        num_threads = config.num_threads or _num_cores()
+        if config.num_workers and config.executor != "tensorflow":
             return ProcessExecutor(config, self._paths, counts, self._batch_size, num_threads, tokenizer)
         preparer = Preparer(config, self._paths, self._order)
+        if config.executor == "tensorflow":
+            from clip_data.tfdata import TensorflowExecutor
+
+            return TensorflowExecutor(preparer, self._order, self._workers, self._batch_size, num_threads, tokenizer)
         return ThreadExecutor(preparer, self._workers, self._batch_size, tokenizer)
 
     def _drop_jobs(self) -> None:

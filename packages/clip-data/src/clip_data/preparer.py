@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -85,6 +86,30 @@ class Preparer:
             for array in arrays.values():
                 array[row] = 0
         return sample
+
+    def stored(self, position: int) -> bytes:
+        """Returns the bytes of a position's TFRecord, as they are stored.
+
+        Args:
+            position: Of the sample.
+
+        Raises:
+            RecordError: Their checksum is wrong, or the shard ends before them.
+            OSError: The shard cannot be read.
+        """
+        place = self._order(position)
+        return self._shard(place.source, place.shard).read_stored(place.row)
+
+    def first_fields(self, count: int) -> Iterator[dict[str, Any]]:
+        """Yields the fields of the first records of every source.
+
+        Args:
+            count: Of its records, at most.
+        """
+        for source, paths in enumerate(self._paths):
+            yield from itertools.islice(
+                (fields for number in range(len(paths)) for fields in self._shard(source, number).fields()), count
+            )
 
     def look_ahead(self, positions: Iterable[int | None]) -> None:
         """Begins to fetch the shards of buckets that come after those of some positions.

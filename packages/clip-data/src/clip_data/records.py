@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -84,6 +85,27 @@ class IndexedShard:
     def offset(self, row: int) -> int | None:
         """Returns the byte offset of a record's data, where the format has such places."""
         return self._reader.offset(row)
+
+    def fields(self) -> Iterator[dict[str, Any]]:
+        """Yields the stored fields of all records that are not damaged."""
+        for row in range(len(self)):
+            with contextlib.suppress(RecordError):
+                yield self._reader.read(row)
+
+    def read_stored(self, row: int) -> bytes:
+        """Returns the bytes of a record as they are stored, of a TFRecord.
+
+        Args:
+            row: Its number.
+
+        Raises:
+            RecordError: Their checksum is wrong, or there is no such record.
+        """
+        if not isinstance(self._reader, TFRecordReader):
+            raise TypeError(f"{self.path} is of format {self._source.format}: only TFRecords are stored in one piece")
+        if row >= len(self):
+            raise RecordError("shard_cut_short", f"{len(self)} records, and row {row} is none of them")
+        return self._reader.read_stored(row)
 
     def read(self, row: int, *, draw: int = 0) -> Record:
         """Reads record number ``row``.

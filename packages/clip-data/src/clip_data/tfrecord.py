@@ -51,6 +51,10 @@ class TFRecordReader:
         """Returns a record's fields."""
         return read_example(self._shard, self._entries[row])
 
+    def read_stored(self, row: int) -> bytes:
+        """Returns a record's bytes, whose checksum is right."""
+        return _read_stored(self._shard, self._entries[row])
+
 
 def index_tfrecord(shard: Shard) -> tuple[list[tuple[int, int]], Fault | None]:
     """Finds the records of a shard by hopping from length to length.
@@ -94,12 +98,7 @@ def read_example(shard: Shard, entry: tuple[int, int]) -> dict[str, Any]:
     Raises:
         RecordError: The checksum is wrong, or the bytes are no Example.
     """
-    offset, length = entry
-    stored = shard.read_at(offset, length + _CRC.size)
-    data = stored[:length]
-    if len(stored) < length + _CRC.size or _masked_crc(data) != _CRC.unpack_from(stored, length)[0]:
-        raise RecordError("bad_checksum", f"the checksum of {length} bytes of data is wrong")
-    fields = parse_example(data)
+    fields = parse_example(_read_stored(shard, entry))
     return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
 
 
@@ -120,6 +119,15 @@ def write_examples(path: str | os.PathLike[str], examples: Iterable[Mapping[str,
             length = struct.pack("<Q", len(data))
             file.write(length + _CRC.pack(_masked_crc(length)) + data + _CRC.pack(_masked_crc(data)))
     return count
+
+
+def _read_stored(shard: Shard, entry: tuple[int, int]) -> bytes:
+    offset, length = entry
+    stored = shard.read_at(offset, length + _CRC.size)
+    data = stored[:length]
+    if len(stored) < length + _CRC.size or _masked_crc(data) != _CRC.unpack_from(stored, length)[0]:
+        raise RecordError("bad_checksum", f"the checksum of {length} bytes of data is wrong")
+    return data
 
 
 def _masked_crc(data: bytes) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "wait_at_exit"]
 
 _SECONDS_AT_EXIT = 2.0
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -35,7 +35,7 @@ class Workers:
         self._num_threads = num_threads
         for number in range(num_threads):
             thread = threading.Thread(target=_run, args=(self._tasks,), name=f"clip-data-{number}", daemon=True)
-            _threads.add(thread)
+            wait_at_exit(thread)
             thread.start()
 
     def submit(self, task: Callable[[], None]) -> None:
@@ -61,6 +61,15 @@ class Workers:
         except queue.Empty:
             for _ in range(self._num_threads):
                 self._tasks.put(None)
+
+
+def wait_at_exit(thread: threading.Thread) -> None:
+    """Gives a thread that was told to stop some time to do so before the interpreter ends.
+
+    Args:
+        thread: One that may be in C++ code.
+    """
+    _threads.add(thread)
 
 
 def _run(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
