@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import string
 import threading
@@ -130,9 +131,15 @@ def _open(name_or_path: str) -> Any:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
+    # It reads the model's config beside the tokenizer too, and warns of ids in it that SigLIP's own defaults have.
+    remarks = logging.getLogger("transformers.configuration_utils")
+    level = remarks.level
+    remarks.setLevel(logging.ERROR)
     try:
         return AutoTokenizer.from_pretrained(name_or_path, local_files_only=is_directory)
     except (OSError, ValueError) as error:
         place = "the directory" if is_directory else "the Hugging Face Hub, its cache or a directory"
         summary = str(error).strip().splitlines()[0]
         raise ValueError(f"no tokenizer {name_or_path!r} in {place}: {summary}") from error
+    finally:
+        remarks.setLevel(level)
