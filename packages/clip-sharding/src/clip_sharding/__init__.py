@@ -1,7 +1,8 @@
-"""Meshes, partition rules and global batches for any JAX model."""
+"""Meshes, partition rules, global batches and multi-process start-up for any JAX model."""
 
 from clip_sharding.batch import BATCH_AXES, batch_sharding, to_global
 from clip_sharding.mesh import MeshConfig, SlicesConfig, make_mesh
+from clip_sharding.processes import start_processes
 from clip_sharding.rules import PartitionConfig, Rules, constraint, shardings, strategies, strategy
 from clip_sharding.table import Placement, bytes_per_device, placements
 
@@ -18,6 +19,7 @@ __all__ = [
     "make_mesh",
     "placements",
     "shardings",
+    "start_processes",
     "strategies",
     "strategy",
     "to_global",
