@@ -182,6 +182,10 @@ def test_a_foreign_directory_is_refused(squares, tmp_path, capsys):
         ("model.config.preprocess.tokenizer=./gone", "model.config.preprocess.tokenizer"),
         ("model.config.vision.num_heads=5", "model.config.vision: width must be a multiple of num_heads"),
         ('mesh={"data": 3}', "mesh: the mesh axes must multiply to the number of devices, 8"),
+        ("sharding=fdsp", "Did you mean 'fsdp'?"),
+        ("sharding=tensor", "sharding: 'mlp' is divided over the mesh axis model, which spans 1 of 8 devices"),
+        ('sharding=[["mlp", "expert"]]', "sharding: rule ('mlp', 'expert') names ['expert']; the mesh has axes"),
+        ('sharding={"activation_dims": 3}', "sharding.dims.activation_dims: must be 1 or 2; got 3"),
         ("schedule.warmup=140", "schedule: warmup must fit in the run"),
         ("schedule.warmup=3 moons", "schedule: warmup is a number of steps"),
     ],
@@ -205,6 +209,8 @@ def test_a_dry_run_shows_everything_warns_and_writes_nothing(squares, tmp_path, 
     screen = capsys.readouterr().out
     for line in ("random initialisation", "96 pairs in 2 shards", "16 = 8 devices × 1 per device × 2 microbatches"):
         assert line in screen
+    kernel = next(line for line in screen.splitlines() if "vision/blocks/mlp/fc1/kernel" in line)
+    assert kernel.split()[1:] == ["2", "×", "32", "×", "128", "whole", "32,768"]
     assert "warm-up takes 60 of 120 steps" in screen
     assert "no checkpoint will be written before the end" in screen
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import optax
 import pytest
 
 from clip_models import ClipConfig, TextConfig, VisionConfig, init, logical_axes
-from clip_sharding import MeshConfig, make_mesh, shardings, strategy, to_global
+from clip_sharding import MeshConfig, PartitionConfig, bytes_per_device, make_mesh, shardings, strategy, to_global
 from clip_train.objective import clip_objective
 from clip_train.optimizers import AdamWConfig, ScheduleConfig, make_optimizer, make_schedule
 from clip_train.state import abstract_state, create_state, state_from_params
@@ -49,18 +50,24 @@ def start(model, mesh, name, tx):
     return state_from_params(params, tx, abstract)
 
 
-def train(kind, mesh, name="replicated", num_steps=5):
-    """The losses of a few steps, and the state after them."""
+@functools.cache
+def train(kind, name="replicated", num_steps=20, num_devices=8, **sizes):
+    """The losses of a few steps, the state after them and the text of the compiled step."""
+    mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:num_devices])
     model = MODELS[kind]
     schedule = make_schedule(ScheduleConfig(), peak=1e-3, warmup_steps=1, num_steps=num_steps)
     tx = make_optimizer(AdamWConfig(), schedule, axes=logical_axes(model))
     state = start(model, mesh, name, tx)
-    step = make_step(clip_objective(model, kind, mesh), tx, learning_rate=schedule)
+    objective = clip_objective(model, kind, mesh, rules=strategy(name))
+    step = make_step(objective, tx, learning_rate=schedule, abstract=state)
+    # What is compared needs no fast code, and optimising it is most of the time.
+    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    compiled = step.lower(state, to_global(next(batches(1)), mesh)).compile(compiler_options=fast)
     losses = []
     for batch in batches(num_steps):
-        state, metrics = step(state, to_global(batch, mesh))
+        state, metrics = compiled(state, to_global(batch, mesh))
         losses.append(float(metrics["loss"]))
-    return np.array(losses), state
+    return np.array(losses), state, compiled.as_text()
 
 
 def gradient(kind, mesh, num_microbatches):
@@ -77,18 +84,42 @@ def one_device():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-@functools.cache
-def losses_of_one_device(kind):
-    return train(kind, one_device())[0]
+RING, SUMS, GATHERS = "collective-permute", "all-reduce", "all-gather"
+STRATEGIES = {
+    "replicated": ({"data": 8}, {RING, SUMS}),
+    "fsdp": ({"data": 1, "fsdp": 8}, {RING, SUMS, GATHERS}),
+    "tensor": ({"data": 4, "model": 2}, {RING, SUMS}),
+    "fsdp+tensor": ({"data": 2, "fsdp": 2, "model": 2}, {RING, SUMS, GATHERS}),
+    PartitionConfig(activation_dims=2, parameter_dims=2): ({"data": 4, "model": 2}, {RING, SUMS, GATHERS}),
+}
 
 
-@pytest.mark.parametrize(("kind", "data", "fsdp"), [("sigmoid", 8, 1), ("sigmoid", 2, 4), ("softmax", 2, 4)], ids=str)
-def test_eight_devices_follow_the_losses_of_one(kind, data, fsdp):
-    losses, state = train(kind, make_mesh(MeshConfig(data=data, fsdp=fsdp)), "fsdp" if fsdp > 1 else "replicated")
-    np.testing.assert_allclose(losses, losses_of_one_device(kind), rtol=1e-4)
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", STRATEGIES, ids=lambda name: name if isinstance(name, str) else "dims")
+def test_eight_devices_follow_the_losses_of_one_and_say_no_more_than_they_must(kind, name, capfd):
+    sizes, needed = STRATEGIES[name]
+    capfd.readouterr()
+    losses, _, text = train(kind, name, **sizes)
+    np.testing.assert_allclose(losses, train(kind, num_devices=1)[0], rtol=1e-4)
+    found = re.findall(r"= (?:\(.*?\)|\S+) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(.*", text)
+    assert set(found) == needed
+    # Rows go round the ring of the loss and nowhere else.
+    assert all("ppermute" in line for line in text.splitlines() if f" {RING}(" in line)
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+def test_bytes_per_device_fall_as_one_over_n():
+    _, whole, _ = train("sigmoid", data=8)
+    _, state, _ = train("sigmoid", "fsdp", data=1, fsdp=8)
+    small = sum(leaf.nbytes for leaf in jax.tree.leaves(whole.params) if leaf.size <= 64)
+    for before, after, copies in ((whole.params, state.params, 1), (whole.opt_state, state.opt_state, 2)):
+        # Norms and scalars are whole everywhere, and of no weight in a model of size.
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(after))
+        assert held <= sum(leaf.nbytes for leaf in jax.tree.leaves(before)) / 8 + copies * small + 64
+        assert held == bytes_per_device(after)
     kernel = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
-    assert kernel.addressable_shards[0].data.size * fsdp == kernel.size
     moment = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
     assert moment.sharding.is_equivalent_to(kernel.sharding, kernel.ndim)
 
 

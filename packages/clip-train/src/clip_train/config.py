@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import pydantic
 
 from clip_data import SourceConfig
 from clip_models import ClipConfig
 from clip_models.config import Interpolation, Padding, Remat, ResizeMode
-from clip_sharding import MeshConfig
+from clip_sharding import MeshConfig, PartitionConfig
 from clip_train.augment import AugmentConfig
 from clip_train.checkpoint import CheckpointConfig
 from clip_train.config_file import STRICT
@@ -17,6 +19,21 @@ from clip_train.log import LogConfig
 from clip_train.objective import LossConfig
 from clip_train.optimizers import AdamWConfig, Length, ScheduleConfig
 from clip_train.optimizers.schedule import check_length
+
+
+def _kind_of_sharding(given: Any) -> str:
+    if isinstance(given, dict | PartitionConfig):
+        return "dims"
+    return "rules" if isinstance(given, list | tuple) else "name"
+
+
+# The kind is chosen before it is read, so that a fault is told of one kind and not of all three.
+Sharding = Annotated[
+    Annotated[Literal["auto", "replicated", "fsdp", "tensor", "fsdp+tensor"], pydantic.Tag("name")]
+    | Annotated[PartitionConfig, pydantic.Tag("dims")]
+    | Annotated[tuple[tuple[str, str | tuple[str, ...]], ...], pydantic.Tag("rules")],
+    pydantic.Discriminator(_kind_of_sharding),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +157,9 @@ class TrainConfig:
         schedule: of the learning rate.
         evaluation: what is measured on held-out data.
         mesh: how many devices each mesh axis spans; by default what `sharding` needs.
-        sharding: `replicated`, `fsdp`, or `auto`: replicated while parameters and optimizer fit on one device.
+        sharding: `replicated`, `fsdp`, `tensor`, `fsdp+tensor`, or `auto`: replicated while parameters and optimizer
+            fit on one device, then `fsdp`. Or clip-jax's partition, `{"activation_dims": 1, "parameter_dims": 2}`. Or a
+            list of your own rules, `[logical axis, mesh axis or list of them]`; earlier ones choose first.
         precision: of the towers' arithmetic; `auto` is bfloat16 on accelerators and float32 on CPUs. Parameters, norms,
             softmax and loss are float32.
         remat: activations that are computed again instead of kept.
@@ -162,7 +181,7 @@ class TrainConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: tuple[EvaluationConfig, ...] = ()
     mesh: MeshConfig | None = None
-    sharding: Literal["auto", "replicated", "fsdp"] = "auto"
+    sharding: Sharding = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Remat = "none"
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -6,6 +6,7 @@ exact accumulation can call them apart. `step` and `loop` know nothing else of t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clip_losses import sharded_sigmoid_loss, sharded_softmax_loss, sigmoid_loss, softmax_loss
-from clip_models import ClipConfig, encode_image, encode_text
-from clip_sharding import BATCH_AXES
+from clip_models import ClipConfig, constrain_activations, encode_image, encode_text
+from clip_sharding import BATCH_AXES, Rules, constraint
 from clip_train.augment import AugmentConfig, augment
 from clip_train.inputs import both_towers, image_inputs
 
@@ -77,6 +78,8 @@ def clip_objective(
     kind: Literal["sigmoid", "softmax"],
     mesh: Mesh | None = None,
     augmentation: AugmentConfig | None = None,
+    *,
+    rules: Rules | None = None,
 ) -> ContrastiveObjective:
     """CLIP's or SigLIP's objective.
 
@@ -85,12 +88,14 @@ def clip_objective(
         kind: the loss.
         mesh: when it has several devices the loss runs as a ring over those that divide the batch.
         augmentation: how training pictures vary; patches do not.
+        rules: of the parameters; by them the activations between the blocks are held on the mesh too.
 
     Returns:
         An objective on batches with `image` uint8 `[b, h, w, 3]`, or patches and what `image_inputs` reads with them,
         `input_ids` int32 `[b, t]` and, for a model that masks padding, `attention_mask` int32 `[b, t]`. Its metrics are
         `logit_scale` (the multiplier) and, for sigmoid, `logit_bias`.
     """
+    constrain = None if mesh is None or rules is None else constraint(rules, mesh)
     over = mesh if mesh is not None and mesh.size > 1 else None
     size = None if augmentation is None or augmentation.source_size is None else both_towers(model)[0].image_shape
 
@@ -100,10 +105,11 @@ def clip_objective(
             batch = {**batch, "image": augment(batch["image"], augment_key, augmentation, size=size)}
         pictures = image_inputs(model, batch)
         mask = batch["attention_mask"] if model.preprocess.mask_padding else None
-        return {
-            "image": encode_image(model, params, **pictures, key=image_key),
-            "text": encode_text(model, params, batch["input_ids"], mask, key=text_key),
-        }
+        with constrain_activations(constrain) if constrain else contextlib.nullcontext():
+            return {
+                "image": encode_image(model, params, **pictures, key=image_key),
+                "text": encode_text(model, params, batch["input_ids"], mask, key=text_key),
+            }
 
     def loss(embeds: Any, params: Any) -> tuple[jax.Array, Metrics]:
         scale = jnp.exp(params["logit_scale"])

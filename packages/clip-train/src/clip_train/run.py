@@ -30,7 +30,7 @@ from clip_train.screen import Progressing, duration, make_console, show_facts
 from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
 from clip_train.step import make_step
-from clip_train.summary import describe, result_to_json, show_metrics
+from clip_train.summary import describe, result_to_json, show_metrics, show_placements
 
 
 def run(config: TrainConfig, *, dry_run: bool = False) -> int:
@@ -63,6 +63,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
     for warning in setup.warnings:
         console.print(f"[yellow]Warning:[/yellow] {warning}")
     if dry_run:
+        show_placements(console, setup)
         setup.pipeline.close()
         return 0
 
@@ -90,13 +91,14 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
             log.flush()
             checkpoints.save(step, state, pipeline.cursor())
 
-        objective = clip_objective(setup.model, setup.loss, setup.mesh, config.data.augment)
+        objective = clip_objective(setup.model, setup.loss, setup.mesh, config.data.augment, rules=setup.rules)
         step = make_step(
             objective,
             setup.tx,
             seed=config.seed,
             num_microbatches=setup.num_microbatches,
             learning_rate=setup.learning_rate,
+            abstract=setup.abstract,
         )
         events = [
             Event(_unless_last(setup, measure, e), every_steps=setup.steps(e.every))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from clip_data import DataConfig, Pipeline, Tokenizer
 from clip_models import ClipConfig, init, logical_axes
-from clip_sharding import BATCH_AXES, MeshConfig, make_mesh, shardings, strategy
+from clip_sharding import BATCH_AXES, MeshConfig, PartitionConfig, Rules, make_mesh, shardings, strategy
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, labels_of, read_prompts
@@ -41,7 +41,8 @@ class Setup:
         origin: the model and where its weights come from.
         loss: the contrastive loss.
         mesh: the devices.
-        strategy: how parameters are divided.
+        strategy: how parameters are divided, in a word.
+        rules: how, in full.
         tx: the optimizer.
         learning_rate: the schedule.
         abstract: the state's shapes and shardings.
@@ -58,6 +59,7 @@ class Setup:
     loss: Literal["sigmoid", "softmax"]
     mesh: Mesh
     strategy: str
+    rules: Rules
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
     abstract: TrainState
@@ -141,7 +143,7 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
         ConfigError: naming the field, what arrived and what to do.
     """
     model = origin.config
-    mesh, strategy_name = _place(config, model)
+    mesh, strategy_name, rules = _place(config, model)
     num_microbatches = _check_batch(config, mesh)
     with located("data.tokenizer" if config.data.tokenizer else "model.config.preprocess.tokenizer"):
         tokenizer = _open_tokenizer(model)
@@ -186,13 +188,14 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
     make = functools.partial(init, model, jax.random.key(config.seed))
     tx = make_optimizer(config.optimizer, rate, axes=axes)
     with located("sharding"):
-        placed = shardings(strategy(strategy_name), mesh, axes, jax.eval_shape(make))
+        placed = shardings(rules, mesh, axes, jax.eval_shape(make))
     setup = Setup(
         config=config,
         origin=origin,
         loss="sigmoid" if config.loss.kind == "sigmoid" else "softmax",
         mesh=mesh,
         strategy=strategy_name,
+        rules=rules,
         tx=tx,
         learning_rate=rate,
         abstract=abstract_state(make, tx, placed, mesh),
@@ -230,24 +233,38 @@ def _open_tokenizer(model: ClipConfig) -> Tokenizer:
     return tokenizer
 
 
-def _place(config: TrainConfig, model: ClipConfig) -> tuple[Mesh, str]:
-    """The mesh and the strategy."""
-    name = config.sharding
-    if name == "auto":
-        name = "replicated" if config.mesh is None or config.mesh.fsdp == 1 else "fsdp"
+def _place(config: TrainConfig, model: ClipConfig) -> tuple[Mesh, str, Rules]:
+    """The mesh, and the strategy in a word and in full."""
+    given = config.sharding
+    if given == "auto":
+        given = "replicated" if config.mesh is None or config.mesh.fsdp == 1 else "fsdp"
         if config.mesh is None and not _fits_replicated(model):
-            name = "fsdp"
+            given = "fsdp"
     with located("mesh"):
-        sizes = config.mesh or (MeshConfig(data=1, fsdp=-1) if name == "fsdp" else MeshConfig())
+        sizes = config.mesh or (MeshConfig(data=1, fsdp=-1) if given == "fsdp" else MeshConfig())
         mesh = make_mesh(sizes)
-    needs = strategy(name).mesh_axes
-    if mesh.size > 1 and needs and all(mesh.shape[axis] == 1 for axis in needs):
-        axis = ", ".join(sorted(needs))
-        raise ConfigError(
-            f"sharding: {name!r} divides parameters over the mesh axis {axis}, which spans 1 of {mesh.size} devices; "
-            f'set mesh to {{"data": 1, "fsdp": -1}}, or leave mesh out'
-        )
-    return mesh, name
+    with located("sharding"):
+        rules = strategy(given)
+        rules.check(mesh)
+        _check_heads(rules, mesh, model)
+    if isinstance(given, PartitionConfig):
+        name = f"by {given.parameter_dims} and activations by {given.activation_dims} mesh axes"
+    else:
+        name = given if isinstance(given, str) else "by rules of the config"
+    return mesh, name, rules
+
+
+def _check_heads(rules: Rules, mesh: Mesh, model: ClipConfig) -> None:
+    """Refuse to cut through a head: what divides `heads` in use divides their number, not only their width."""
+    shards = mesh.shape["model"]
+    if not any(logical == "heads" and "model" in axes for logical, axes in rules.rules):
+        return
+    for name, tower in zip(("vision", "text"), both_towers(model), strict=True):
+        if tower.num_heads % shards:
+            raise ValueError(
+                f"the {tower.num_heads} heads of model.config.{name} do not divide over the mesh axis model of "
+                f"{shards} devices; {math.gcd(tower.num_heads, shards)} would divide them"
+            )
 
 
 def _fits_replicated(model: ClipConfig) -> bool:

@@ -23,6 +23,7 @@ def make_step(
     seed: int = 0,
     num_microbatches: int = 1,
     learning_rate: optax.Schedule | None = None,
+    abstract: TrainState | None = None,
 ) -> Step:
     """Build the update.
 
@@ -32,6 +33,8 @@ def make_step(
         seed: of dropout and the like; the key of step n is a pure function of seed and n.
         num_microbatches: above 1, activations are those of one microbatch; the gradient stays the same.
         learning_rate: only to report it among the metrics.
+        abstract: the state's shapes and shardings; each array stays in its own. Without it the compiler may move what
+            it finds better elsewhere, and the second update compiles again.
 
     Returns:
         A function that consumes its state (the buffers are donated) and returns the next one with the metrics of the
@@ -50,7 +53,9 @@ def make_step(
             f"with num_microbatches={num_microbatches}"
         )
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    where = None if abstract is None else (jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, metrics), grads = value_and_grad(state.params, batch, key)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 from rich.console import Console
 
 from clip_models import num_params
-from clip_sharding import BATCH_AXES
+from clip_sharding import BATCH_AXES, bytes_per_device, placements
 from clip_train.evaluate import Result
 from clip_train.inputs import both_towers
 from clip_train.screen import count, percent, show_table
@@ -70,6 +71,21 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     ]
 
 
+def show_placements(console: Console, setup: Setup) -> None:
+    """Print where every parameter lies, and what the state takes of each device."""
+    header = ("parameter", "shape", "divided over", "bytes per device")
+    rows = [
+        (row.name, " × ".join(map(str, row.shape)) or "scalar", _spec(row.spec), f"{row.bytes_per_device:,}")
+        for row in placements(setup.abstract.params)
+    ]
+    params, opt_state = bytes_per_device(setup.abstract.params), bytes_per_device(setup.abstract.opt_state)
+    show_table(
+        console,
+        header,
+        [*rows, ("all parameters", "", "", f"{params:,}"), ("optimizer's state", "", "", f"{opt_state:,}")],
+    )
+
+
 def result_to_json(result: Result, setup: Setup) -> dict[str, Any]:
     """A result in CLIP_benchmark's form."""
     return {
@@ -91,6 +107,11 @@ def show_metrics(console: Console, results: Sequence[Result]) -> None:
     ]
     if rows:
         show_table(console, ("result", "value", "samples"), rows)
+
+
+def _spec(spec: PartitionSpec) -> str:
+    names = ["–" if axes is None else axes if isinstance(axes, str) else "·".join(axes) for axes in spec]
+    return ", ".join(names) if any(axes is not None for axes in spec) else "whole"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
