@@ -1,4 +1,4 @@
-"""Every architecture option, alone and combined: finite gradients that are not zero, and what padding may not change."""
+"""Every architecture option, alone and combined: finite gradients that are not zero; what padding may not change."""
 
 from dataclasses import replace
 
