@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clip_data.formats import FORMAT_BY_EXTENSION, FORMATS
+
 if TYPE_CHECKING:
     from clip_data.config import SourceConfig
     from clip_data.filters import Filter
@@ -16,15 +18,6 @@ if TYPE_CHECKING:
 _CLIENT_ERROR = 2
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
-_FORMATS = ("tfrecord", "webdataset", "parquet", "csv", "tsv", "folder", "class_folder")
-_BY_EXTENSION = {
-    ".tfrecord": "tfrecord",
-    ".tfrecords": "tfrecord",
-    ".tar": "webdataset",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +88,7 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "shards", nargs="+", metavar="SHARDS", help="paths, globs, {000..123} lists, folders, gs:// or s3:// addresses"
     )
-    parser.add_argument("--format", choices=_FORMATS, help="of SHARDS; without it, by the first one's extension")
+    parser.add_argument("--format", choices=FORMATS, help="of SHARDS; without it, by the first one's extension")
     parser.add_argument("--image-key", metavar="FIELD", default="auto", help="field of the image, or of its path")
     parser.add_argument(
         "--caption-key", metavar="FIELD", action="append", help="field of the caption; given again, one is drawn"
@@ -129,11 +122,11 @@ def _format_of(shards: list[str]) -> str:
     formats = {}
     for path in shards:
         extension = os.path.splitext(path)[1].lower()
-        is_folder = extension not in _BY_EXTENSION and os.path.isdir(os.path.expanduser(path))
-        formats[_BY_EXTENSION.get(extension, "folder" if is_folder else None)] = path
+        is_folder = extension not in FORMAT_BY_EXTENSION and os.path.isdir(os.path.expanduser(path))
+        formats[FORMAT_BY_EXTENSION.get(extension, "folder" if is_folder else None)] = path
     if None in formats:
         raise ValueError(
-            f"the format of {formats[None]} does not show in its name: give --format, one of {', '.join(_FORMATS)}"
+            f"the format of {formats[None]} does not show in its name: give --format, one of {', '.join(FORMATS)}"
         )
     if len(formats) > 1:
         raise ValueError(f"one format at a time: {' and '.join(formats.values())} differ; give --format if they do not")

@@ -64,8 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
     init = verbs.add_parser("init", help="write a starting config for your own shards")
     init.add_argument("--shards", help="your shards: paths, globs, brace lists, gs:// or s3://")
-    formats = ("tfrecord", "webdataset", "parquet", "csv", "tsv", "folder")
-    init.add_argument("--format", choices=formats, help="of the shards; guessed from their names")
+    init.add_argument("--format", help="of the shards, such as tfrecord or parquet; guessed from their names")
     init.add_argument("--preset", help="the architecture, such as siglip-b-16-224")
     init.add_argument("--output-dir", help="where runs of this config write")
     init.add_argument("--batch-size", type=int, help="pairs in an update")

@@ -9,20 +9,11 @@ import os
 from pathlib import Path
 
 from clip_data import SourceConfig
+from clip_data.formats import FORMAT_BY_EXTENSION, FORMATS
 from clip_data.records import list_source
 from clip_models import presets
 from clip_train.config_file import ConfigError, located
 from clip_train.optimizers.schedule import check_length
-
-_FORMATS = {
-    ".tfrecord": "tfrecord",
-    ".tfrecords": "tfrecord",
-    ".tar": "webdataset",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    "": "folder",
-}
 
 _TEMPLATE = """\
 {{
@@ -98,8 +89,10 @@ def ask(options: argparse.Namespace, *, interactive: bool) -> Starter:
         raise ConfigError("--shards: required: where your shards are, such as --shards 'data/*.tfrecord'")
     if "://" not in shards:
         shards = os.path.abspath(os.path.expanduser(shards))
-    formats = ", ".join(dict.fromkeys(_FORMATS.values()))
-    form = answer(options.format, f"Format ({formats})", _FORMATS.get(Path(shards).suffix, "tfrecord"))
+    formats = ", ".join(FORMATS)
+    form = answer(options.format, f"Format ({formats})", _guess_format(shards))
+    if form not in FORMATS:
+        raise ConfigError(f"--format: one of {formats}; got {form!r}")
     with located("--shards"):
         list_source(SourceConfig(format=form, shards=shards))  # pyright: ignore[reportArgumentType]
     preset = answer(options.preset, "Architecture (of clip_models.presets())", "siglip-b-16-224")
@@ -146,3 +139,7 @@ def write_starter(starter: Starter, file: Path) -> None:
         train_samples=json.dumps(starter.train_samples),
     )
     file.write_text(text, encoding="utf-8")
+
+
+def _guess_format(shards: str) -> str:
+    return "folder" if os.path.isdir(shards) else FORMAT_BY_EXTENSION.get(Path(shards).suffix, "tfrecord")
