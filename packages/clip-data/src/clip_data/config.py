@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from clip_data.filters import Filter
+from clip_data.formats import FORMATS, Format
 from clip_data.image import Interpolation, ResizeMode
 from clip_data.text import Padding
 from clip_data.transform import Transform, transform_identity
 
 __all__ = ["DataConfig", "Format", "SourceConfig"]
-
-Format = Literal["tfrecord", "webdataset", "parquet", "csv", "tsv", "folder", "class_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,8 @@ class SourceConfig:
     filters: tuple[Filter, ...] = ()
 
     def __post_init__(self):
-        if self.format not in get_args(Format):
-            raise ValueError(f"format must be one of {', '.join(get_args(Format))}, not {self.format!r}")
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         for name in ("shards", "caption_key", "filters"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))

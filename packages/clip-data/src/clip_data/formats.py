@@ -1,9 +1,14 @@
-"""The formats by name, and what a shard's name says of them; it imports nothing, for the sake of command lines."""
+"""The formats by name, and what a shard's name says of them; it imports next to nothing, for command lines."""
 
-FORMATS = ("tfrecord", "webdataset", "parquet", "csv", "tsv", "folder", "class_folder")
+from typing import Literal, get_args
+
+Format = Literal["tfrecord", "webdataset", "parquet", "csv", "tsv", "folder", "class_folder"]
 """What ``SourceConfig.format`` may be."""
 
-FORMAT_BY_EXTENSION = {
+FORMATS: tuple[Format, ...] = get_args(Format)
+"""The same, to be listed."""
+
+FORMAT_BY_EXTENSION: dict[str, Format] = {
     ".tfrecord": "tfrecord",
     ".tfrecords": "tfrecord",
     ".tar": "webdataset",

@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from clip_data.config import Format, SourceConfig
+from clip_data.config import SourceConfig
 from clip_data.faults import Fault, FaultLog, RecordError
 from clip_data.fields import Record, to_record
 from clip_data.filters import make_predicate
 from clip_data.folder import ClassFolderReader, FolderReader
+from clip_data.formats import Format
 from clip_data.sources import list_shards
 from clip_data.table import TableReader
 from clip_data.tfrecord import TFRecordReader

@@ -15,7 +15,7 @@ from clip_models.dropout import dropout
 from clip_models.initializers import tower_initializers
 from clip_models.linear import Linear
 from clip_models.norm import Norm, tower_norm
-from clip_models.positions import Rotation, rotation
+from clip_models.positions import Rotation, rotation, text_positions
 from clip_models.transformer import Block, layer_scale, scan_blocks, stack_blocks
 
 
@@ -146,14 +146,7 @@ class Decoder(nnx.Module):
         self.token_embedding = nnx.Param(
             init.token(rngs.params(), (config.vocab_size, config.width), jnp.float32), axes=("vocab", "embed")
         )
-        self.position_embedding = (
-            nnx.Param(
-                init.text_position(rngs.params(), (config.max_length, config.width), jnp.float32),
-                axes=("positions", "embed"),
-            )
-            if config.positions == "learnt"
-            else None
-        )
+        self.position_embedding = text_positions(config, rngs=rngs)
         block = functools.partial(DecoderBlock, image_width=image_width)
         self.blocks = stack_blocks(config, compute, rngs=rngs, block=block)
         self.norm = tower_norm(config)

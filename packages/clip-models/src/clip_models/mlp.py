@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import Initializer
 
 from clip_models.config import Activation, TransformerConfig
 from clip_models.initializers import tower_initializers
@@ -45,28 +46,23 @@ class Mlp(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         init = tower_initializers(config)
         self.activations = config.activations
-        for i in range(len(self.activations)):
-            fc1 = Linear(
-                config.width,
-                config.mlp_dim,
-                axes=("embed", "mlp"),
-                kernel_init=init.fc1,
+
+        def linear(into: int, out: int, axes: tuple[str, str], kernel_init: Initializer) -> Linear:
+            return Linear(
+                into,
+                out,
+                axes=axes,
+                kernel_init=kernel_init,
                 bias_init=init.mlp_bias,
                 use_bias=config.use_bias,
                 rngs=rngs,
             )
-            setattr(self, fc1_name(i), fc1)
+
+        for i in range(len(self.activations)):
+            setattr(self, fc1_name(i), linear(config.width, config.mlp_dim, ("embed", "mlp"), init.fc1))
         normformer = config.block == "normformer"
         self.norm = tower_norm(config, size=config.mlp_dim, axes=("mlp",)) if normformer else None
-        self.fc2 = Linear(
-            config.mlp_dim,
-            config.width,
-            axes=("mlp", "embed"),
-            kernel_init=init.fc2,
-            bias_init=init.mlp_bias,
-            use_bias=config.use_bias,
-            rngs=rngs,
-        )
+        self.fc2 = linear(config.mlp_dim, config.width, ("mlp", "embed"), init.fc2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., d] to [..., d]."""

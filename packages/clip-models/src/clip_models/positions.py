@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from clip_models.config import VisionConfig
+from clip_models.config import DecoderConfig, TextConfig, VisionConfig
 from clip_models.initializers import tower_initializers
 
 
@@ -138,6 +138,21 @@ def image_positions(config: VisionConfig, *, rngs: nnx.Rngs) -> nnx.Param | Fact
     shape = (bool(config.class_token) + config.num_patches, config.width)
     return nnx.Param(
         tower_initializers(config).image_position(rngs.params(), shape, jnp.float32), axes=("positions", "embed")
+    )
+
+
+def text_positions(config: TextConfig | DecoderConfig, *, rngs: nnx.Rngs) -> nnx.Param | None:
+    """Makes the learnt positions of a transformer over tokens; None where there are none.
+
+    Args:
+        config: of the tower or the decoder.
+        rngs: source of keys.
+    """
+    if config.positions != "learnt":
+        return None
+    shape = (config.max_length, config.width)
+    return nnx.Param(
+        tower_initializers(config).text_position(rngs.params(), shape, jnp.float32), axes=("positions", "embed")
     )
 
 

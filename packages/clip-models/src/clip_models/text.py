@@ -13,7 +13,7 @@ from clip_models.initializers import tower_initializers
 from clip_models.linear import tower_projection
 from clip_models.norm import tower_norm
 from clip_models.pooling import MapHead, pool_mean, pool_text
-from clip_models.positions import rotation
+from clip_models.positions import rotation, text_positions
 from clip_models.transformer import scan_blocks, stack_blocks
 
 
@@ -32,14 +32,7 @@ class TextTower(nnx.Module):
         self.token_embedding = nnx.Param(
             init.token(rngs.params(), (config.vocab_size, config.width), jnp.float32), axes=("vocab", "embed")
         )
-        self.position_embedding = (
-            nnx.Param(
-                init.text_position(rngs.params(), (config.max_length, config.width), jnp.float32),
-                axes=("positions", "embed"),
-            )
-            if config.positions == "learnt"
-            else None
-        )
+        self.position_embedding = text_positions(config, rngs=rngs)
         self.blocks = stack_blocks(config, compute, rngs=rngs)
         self.norm = tower_norm(config)
         self.map_head = MapHead(config, compute, rngs=rngs) if config.pool == "map" else None

@@ -41,9 +41,7 @@ class Rules:
             ValueError: a rule names an axis that the mesh lacks, or divides over axes that span one of its devices.
         """
         for logical, mesh_axes in self.rules:
-            names = _names(mesh_axes)
-            if missing := [axis for axis in names if axis not in mesh.shape]:
-                raise ValueError(f"rule {(logical, mesh_axes)} names {missing}; the mesh has axes {tuple(mesh.shape)}")
+            names = _names_on(mesh, logical, mesh_axes)
             if mesh.size > 1 and math.prod(mesh.shape[axis] for axis in names) == 1:
                 over = " × ".join(names)
                 raise ValueError(
@@ -70,9 +68,7 @@ class Rules:
         used: set[str] = set()
         failed = []
         for logical, mesh_axes in self.rules:
-            names = _names(mesh_axes)
-            if missing := [axis for axis in names if axis not in mesh.shape]:
-                raise ValueError(f"rule {(logical, mesh_axes)} names {missing}; the mesh has axes {tuple(mesh.shape)}")
+            names = _names_on(mesh, logical, mesh_axes)
             size = math.prod(mesh.shape[axis] for axis in names)
             if size == 1 or logical not in axes or used & set(names):
                 continue
@@ -232,3 +228,11 @@ def constraint(rules: Rules, mesh: Mesh) -> Callable[[jax.Array, tuple[str, ...]
 
 def _names(axes: MeshAxes) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _names_on(mesh: Mesh, logical: str, mesh_axes: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes of a rule, all of which the mesh must have."""
+    names = _names(mesh_axes)
+    if missing := [axis for axis in names if axis not in mesh.shape]:
+        raise ValueError(f"rule {(logical, mesh_axes)} names {missing}; the mesh has axes {tuple(mesh.shape)}")
+    return names
