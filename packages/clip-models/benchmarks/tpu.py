@@ -95,10 +95,10 @@ def main():
                 memory = compiled_step(config, mesh, args.batch_size).memory_analysis()
                 memory = f"{memory.peak_memory_in_bytes / 1e9:.2f} GB"
             except jax.errors.JaxRuntimeError as error:
-                needed = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+                needed = re.search(r"\(([\d.]+)(\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
                 if needed is None:
                     raise
-                memory = f"refused: {needed[1]} of {needed[2]}"
+                memory = f"refused: {needed[1]} {needed[2]}iB of {needed[3]}iB"
             seconds = time.perf_counter() - start
             executed, moved = per_step(config, mesh, args.batch_size)
             print(

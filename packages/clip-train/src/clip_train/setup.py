@@ -145,24 +145,26 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
     model = origin.config
     mesh, strategy_name, rules = _place(config, model)
     num_microbatches = _check_batch(config, mesh)
-    with located("data.tokenizer" if config.data.tokenizer else "model.config.preprocess.tokenizer"):
-        tokenizer = _open_tokenizer(model)
     if model.preprocess.resize_mode == "naflex" and config.data.augment.changes:
         raise ConfigError(
             "data.augment: sequences of patches (resize_mode naflex) are trained on as they come; leave data.augment "
             'out, or set data.resize_mode to "squash"'
         )
     source_size = config.data.augment.source_size
+    with located("data"):
+        data = data_config(
+            model,
+            config.data.train,
+            **({} if source_size is None else {"image_size": source_size}),
+            seed=config.seed if config.data.seed is None else config.data.seed,
+            max_bad_fraction=config.data.max_bad_fraction,
+            num_threads=config.data.num_threads,
+        )
+    with located("data.tokenizer" if config.data.tokenizer else "model.config.preprocess.tokenizer"):
+        tokenizer = _open_tokenizer(model, data)
     with located("data.train"):
         pipeline = Pipeline(
-            data_config(
-                model,
-                config.data.train,
-                **({} if source_size is None else {"image_size": source_size}),
-                seed=config.seed if config.data.seed is None else config.data.seed,
-                max_bad_fraction=config.data.max_bad_fraction,
-                num_threads=config.data.num_threads,
-            ),
+            data,
             global_batch_size=config.global_batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -212,18 +214,10 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
     return dataclasses.replace(setup, warnings=tuple(_warnings(setup)))
 
 
-def _open_tokenizer(model: ClipConfig) -> Tokenizer:
-    expects = model.preprocess
-    if expects.tokenizer is None:
+def _open_tokenizer(model: ClipConfig, data: DataConfig) -> Tokenizer:
+    tokenizer = Tokenizer.of(data)
+    if tokenizer is None:
         raise ValueError("the model names no tokenizer; give a directory or a name on the Hugging Face Hub")
-    tokenizer = Tokenizer(
-        expects.tokenizer,
-        text_length=expects.text_length,
-        lower_case=expects.lower_case,
-        canonicalize=expects.canonicalize,
-        padding=expects.padding,
-        pad_id=expects.pad_id,
-    )
     vocab_size = both_towers(model)[1].vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
