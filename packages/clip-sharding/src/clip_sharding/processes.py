@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 import jax
 
+HEARTBEAT_SECONDS = 60
+"""After so long without a sign of life a process counts as dead, and jax ends the others and says which it was."""
+
 
 def start_processes(
     coordinator: str | None = None, process_id: int | None = None, num_processes: int | None = None
@@ -35,7 +38,7 @@ def start_processes(
     if any(value is not None for value in given):
         _join(*given)
     elif _cluster_is_here(os.environ):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def _join(coordinator: str | None, process_id: int | None, num_processes: int | None) -> None:
@@ -50,7 +53,7 @@ def _join(coordinator: str | None, process_id: int | None, num_processes: int | 
     if not 0 <= process_id < num_processes:
         raise ValueError(f"process_id goes from 0 to num_processes - 1; got {process_id} of {num_processes}")
     if num_processes > 1:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def _from_environment(environment: Mapping[str, str]) -> tuple[str | None, int | None, int | None]:
