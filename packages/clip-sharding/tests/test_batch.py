@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from clip_sharding import MeshConfig, batch_readers, gather_rows, make_mesh, to_global, to_local
+from clip_sharding import MeshConfig, batch_readers, gather_items, gather_rows, make_mesh, to_global, to_local
 
 
 def test_rows_are_divided_in_order_and_dtypes_kept():
@@ -58,3 +58,4 @@ def test_processes_that_share_some_rows_are_refused():
 def test_one_process_gathers_its_own_rows():
     rows = np.arange(6).reshape(3, 2)
     np.testing.assert_array_equal(gather_rows(rows, make_mesh()), rows)
+    assert gather_items(["a", "b"], make_mesh()) == ["a", "b"]

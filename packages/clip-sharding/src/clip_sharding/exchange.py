@@ -31,7 +31,7 @@ def exchange(value: Any) -> list[Any]:
 
 
 def gather_rows(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """The rows of all processes, one process after the other; what several hold alike is taken once.
+    """The rows of all processes, one process after the other; what several read alike is taken once.
 
     Args:
         rows: `[n, ...]` of any dtype; n may differ between processes.
@@ -40,14 +40,29 @@ def gather_rows(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
     Returns:
         `[sum of n, ...]`, in every process.
     """
-    index, count = batch_readers(mesh)
-    if count == 1:
+    if jax.process_count() == 1:
         return rows
-    parts: dict[int, bytes] = {}
-    for reader, content in zip(exchange(index), _exchange_bytes(np.ascontiguousarray(rows).tobytes()), strict=True):
-        parts.setdefault(reader, content)
-    joined = b"".join(parts[reader] for reader in range(count))
-    return np.frombuffer(joined, rows.dtype).reshape(-1, *rows.shape[1:])
+    parts = _once(_exchange_bytes(np.ascontiguousarray(rows).tobytes()), mesh)
+    return np.frombuffer(b"".join(parts), rows.dtype).reshape(-1, *rows.shape[1:])
+
+
+def gather_items(items: list[Any], mesh: Mesh) -> list[Any]:
+    """The same for the items of lists.
+
+    Args:
+        items: of JSON, one per row or as many as there are; n may differ between processes.
+        mesh: by which the rows were read.
+    """
+    return [item for part in _once(exchange(items), mesh) for item in part]
+
+
+def _once(parts: list[Any], mesh: Mesh) -> list[Any]:
+    """Of each part of the batch, what the first process that reads it has."""
+    index, _ = batch_readers(mesh)
+    by_reader: dict[int, Any] = {}
+    for reader, part in zip(exchange(index), parts, strict=True):
+        by_reader.setdefault(reader, part)
+    return [by_reader[reader] for reader in sorted(by_reader)]
 
 
 def _exchange_bytes(content: bytes) -> list[bytes]:

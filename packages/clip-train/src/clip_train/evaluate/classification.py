@@ -51,7 +51,7 @@ def zero_shot(
     for batch in batches:
         labels.append(labels_of(batch, num_classes))
         logits.append(encoders.images(params, batch) @ classes.T)
-    scores, truth = np.concatenate(logits), np.concatenate(labels)
+    scores, truth = encoders.gather(np.concatenate(logits)), encoders.gather(np.concatenate(labels))
     return Result(
         name=name,
         task="zeroshot_classification",

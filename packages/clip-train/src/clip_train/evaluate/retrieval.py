@@ -52,11 +52,14 @@ def retrieval(
             labels.append(batch.label[batch.mask])
         if len(pictures) < NUM_EXAMPLES:
             pictures += pictures_of(batch)
+    captions = encoders.gather_items(captions)
     texts, text_of = np.unique(np.asarray(captions), return_inverse=True)
-    scores = np.concatenate(embeds) @ encoders.texts(params, tokenizer, texts.tolist(), batch_size=1024).T
+    scores = (
+        encoders.gather(np.concatenate(embeds)) @ encoders.texts(params, tokenizer, texts.tolist(), batch_size=1024).T
+    )
     matches = text_of[:, None] == np.arange(len(texts))
     if positives == "label":
-        label = np.concatenate(labels)
+        label = encoders.gather(np.concatenate(labels))
         # A text matches a picture when some picture with that text has the picture's label.
         matches = (
             np.eye(label.max() + 1, dtype=int)[label] @ (np.eye(label.max() + 1, dtype=int)[label].T @ matches) > 0
@@ -71,6 +74,7 @@ def retrieval(
             **{f"text_retrieval_recall@{k}": value for k, value in to_text.items()},
             **{f"image_retrieval_recall@{k}": value for k, value in to_image.items()},
         },
+        # Of several processes the first has its own pictures, whose rows come first.
         examples=_examples(pictures[:NUM_EXAMPLES], captions, texts, scores, matches),
     )
 

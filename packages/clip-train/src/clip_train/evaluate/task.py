@@ -16,11 +16,14 @@ from clip_train.evaluate.retrieval import retrieval
 
 def evaluation_data(config: EvaluationConfig, data: DataConfig, encoders: Encoders) -> Pipeline:
     """The pipeline of one evaluation: every sample once, in order, prepared as the model expects."""
+    process_index, process_count = encoders.readers
     # Classification reads no captions: samples without one count too.
     tokenizer = None if config.task == "zeroshot_classification" else data.tokenizer
     return Pipeline(
         dataclasses.replace(data, sources=(config.data,), shuffle=False, num_epochs=1, tokenizer=tokenizer),
         global_batch_size=encoders.batch_size(config.batch_size),
+        process_index=process_index,
+        process_count=process_count,
     )
 
 
