@@ -44,7 +44,7 @@ def test_one_input_gives_one_side(config, params, input_ids):
 
 
 def test_features_are_what_the_projection_takes(config, params, pixel_values, input_ids):
-    pooled, hidden = image_features(config, {"vision": params["vision"]}, pixel_values)
+    pooled, hidden, _ = image_features(config, {"vision": params["vision"]}, pixel_values)
     assert pooled.shape == (3, config.vision.width)
     assert hidden.shape == (3, config.vision.num_tokens, config.vision.width)
     if config.projection_dim is not None:
@@ -52,7 +52,7 @@ def test_features_are_what_the_projection_takes(config, params, pixel_values, in
     embeds = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
     np.testing.assert_allclose(embeds, encode_image(config, params, pixel_values), atol=1e-5)
 
-    pooled, hidden = text_features(config, {"text": params["text"]}, input_ids)
+    pooled, hidden, _ = text_features(config, {"text": params["text"]}, input_ids)
     projection = params["text"]["projection"]
     pooled = pooled @ projection["kernel"] + projection.get("bias", 0)
     embeds = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
@@ -62,7 +62,7 @@ def test_features_are_what_the_projection_takes(config, params, pixel_values, in
 def test_gap_is_the_mean(clip, pixel_values, random_params):
     config = replace(clip, vision=replace(clip.vision, pool="gap", class_token=None, final_norm="auto"))
     params = random_params(config)
-    pooled, hidden = image_features(config, params, pixel_values)
+    pooled, hidden, _ = image_features(config, params, pixel_values)
     assert hidden.shape == (3, 4, 24)
     np.testing.assert_allclose(pooled, hidden.mean(1), atol=1e-5)
     norm = params["vision"]["norm"]
@@ -125,10 +125,10 @@ def test_text_pools(clip, input_ids, random_params):
     params = random_params(clip)
     for pool, positions in (("first_eos", [2, 5, 3, 4]), ("argmax", [2, 5, 3, 4]), ("last", [5, 5, 5, 5])):
         config = replace(clip, text=replace(clip.text, pool=pool))
-        pooled, hidden = text_features(config, params, input_ids)
+        pooled, hidden, _ = text_features(config, params, input_ids)
         np.testing.assert_array_equal(pooled, hidden[np.arange(4), positions])
     input_ids[:, 1] = 19  # a second, earlier end
-    pooled, hidden = text_features(clip, params, input_ids)
+    pooled, hidden, _ = text_features(clip, params, input_ids)
     np.testing.assert_array_equal(pooled, hidden[:, 1])
 
 

@@ -131,6 +131,8 @@ def test_tokens_see_what_is_before_them(config, params, pixel_values, captions):
     after = caption_logits(config, params, pixel_values, changed)
     np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-5)
     assert np.abs(before - after)[:, 4:].max(-1).min() > 1e-3
+    features = clip_models.image_features(config, params, pixel_values)
+    np.testing.assert_allclose(before, caption_logits(config, params, None, captions, features=features), atol=1e-5)
     other_image = caption_logits(config, params, pixel_values[::-1].copy(), captions)
     assert np.abs(before - other_image)[0].max(-1).min() > 1e-3
 

@@ -62,7 +62,7 @@ def labelled_features(
 
     @jax.jit
     def encode(params: Any, images: jax.Array) -> jax.Array:
-        pooled, hidden = image_features(config, params, normalize(images, mean=expects.mean, std=expects.std))
+        pooled, hidden, _ = image_features(config, params, normalize(images, mean=expects.mean, std=expects.std))
         pooled /= jnp.linalg.norm(pooled, axis=-1, keepdims=True)
         return jnp.concatenate([pooled, hidden.astype(jnp.float32).mean(axis=1)], axis=-1)
 

@@ -13,6 +13,7 @@ from clip_models.clip import (
     image_features,
     init,
     num_params,
+    project_image,
     text_features,
 )
 from clip_models.config import ClipConfig, ComputeConfig, DecoderConfig, PreprocessConfig, TextConfig, VisionConfig
@@ -46,6 +47,7 @@ __all__ = [
     "preprocess_images",
     "preset",
     "presets",
+    "project_image",
     "save_pretrained",
     "surgery",
     "text_features",

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clip_models.clip import Features
 from clip_models.config import ClipConfig
 from clip_models.towers import bind_decoder, bind_vision_tower
 
@@ -15,9 +16,10 @@ from clip_models.towers import bind_decoder, bind_vision_tower
 def caption_logits(
     config: ClipConfig,
     params: Mapping[str, Any],
-    pixel_values: jax.Array,
+    pixel_values: jax.Array | None,
     input_ids: jax.Array,
     *,
+    features: Features | None = None,
     pixel_attention_mask: jax.Array | None = None,
     spatial_shapes: jax.Array | None = None,
     parallel: jax.Array | None = None,
@@ -33,8 +35,9 @@ def caption_logits(
     Args:
         config: of the model, with a decoder.
         params: with at least the image tower and the decoder.
-        pixel_values: as in :func:`clip_models.apply`.
+        pixel_values: as in :func:`clip_models.apply`. None: ``features`` are given.
         input_ids: int [b, t], the captions, with their end and padding; t at most ``decoder.max_length``.
+        features: of the images, from :func:`clip_models.image_features`, where they serve for more than captions.
         pixel_attention_mask: as in :func:`clip_models.apply`.
         spatial_shapes: as in :func:`clip_models.apply`.
         parallel: bool [b], the captions to predict in parallel. None: with a key, ``decoder.parallel_fraction`` of them
@@ -65,7 +68,12 @@ def caption_logits(
         if given.mask_token_id is None:
             raise ValueError("parallel prediction reads decoder.mask_token_id, which is None: give an id.")
         ids = jnp.where(parallel[:, None] & (jnp.arange(ids.shape[1]) > 0), given.mask_token_id, ids)
-    image, image_mask = bind_vision_tower(config, params).hidden(
-        pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=image_key
-    )
+    if features is not None:
+        image, image_mask = features.hidden, features.mask
+    elif pixel_values is not None:
+        image, image_mask = bind_vision_tower(config, params).hidden(
+            pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=image_key
+        )
+    else:
+        raise ValueError("caption_logits needs pixel_values or features; got neither.")
     return decoder(ids, image, image_mask=image_mask, parallel=parallel, key=decoder_key)

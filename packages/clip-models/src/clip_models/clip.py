@@ -55,10 +55,12 @@ class Features(NamedTuple):
     Args:
         pooled: float32 [b, d]; [b, k·d] with k probes.
         hidden: [b, p, d] or [b, t, d], in the compute dtype.
+        mask: bool [b, p], False at hidden vectors of padding, of sequences of patches. None: there are none.
     """
 
     pooled: jax.Array
     hidden: jax.Array
+    mask: jax.Array | None = None
 
 
 def init(config: ClipConfig, key: jax.Array) -> Params:
@@ -182,6 +184,20 @@ def encode_image(
     return _normalize(tower.project(pooled))
 
 
+def project_image(config: ClipConfig, params: Mapping[str, Any], pooled: jax.Array) -> jax.Array:
+    """Embeds images of which :func:`image_features` has been taken: together they are :func:`encode_image`.
+
+    Args:
+        config: of the model.
+        params: with at least the image tower.
+        pooled: float32 [b, k·d].
+
+    Returns:
+        float32 [b, e], unit norm.
+    """
+    return _normalize(bind_vision_tower(config, params).project(pooled))
+
+
 def encode_text(
     config: ClipConfig,
     params: Mapping[str, Any],
@@ -229,9 +245,10 @@ def image_features(
         Pooled and hidden vectors, before the projection, not normalised to unit length.
     """
     tower = bind_vision_tower(config, params)
-    return Features(
-        *tower(pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key)
+    hidden, mask = tower.hidden(
+        pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key
     )
+    return Features(tower.pool(hidden, mask), hidden, mask)
 
 
 def text_features(

@@ -96,7 +96,7 @@ class VisionTower(nnx.Module):
         hidden, mask = self.hidden(
             pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key
         )
-        return self._pool(hidden, mask), hidden
+        return self.pool(hidden, mask), hidden
 
     def hidden(
         self,
@@ -155,6 +155,21 @@ class VisionTower(nnx.Module):
         hidden, mask = self._drop_registers(hidden, mask)
         return self.norm(hidden) if config.final_norm == "hidden" else hidden, mask
 
+    def pool(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Maps what :meth:`hidden` gives to the pooled vector, float32 [b, k·d]."""
+        config = self.config
+        if self.map_head is not None:
+            pooled = self.map_head(hidden, mask)
+        elif config.pool == "cls":
+            pooled = hidden[:, 0]
+        else:
+            first = int(bool(config.class_token))
+            pooled = pool_mean(hidden[:, first:], None if mask is None else mask[:, first:])
+        pooled = pooled.astype(jnp.float32)
+        if config.final_norm == "pooled":
+            pooled = self.norm(pooled)
+        return pooled.reshape(pooled.shape[0], math.prod(pooled.shape[1:]))
+
     def project(self, pooled: jax.Array) -> jax.Array:
         """Maps the pooled vector, float32 [b, k·d], to the shared embedding, [b, e], not normalised."""
         return pooled if self.projection is None else self.projection(pooled)
@@ -212,17 +227,3 @@ class VisionTower(nnx.Module):
             return hidden, mask
         tokens = slice(int(bool(config.class_token)), self._num_before)
         return jnp.delete(hidden, tokens, axis=1), None if mask is None else jnp.delete(mask, tokens, axis=1)
-
-    def _pool(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
-        config = self.config
-        if self.map_head is not None:
-            pooled = self.map_head(hidden, mask)
-        elif config.pool == "cls":
-            pooled = hidden[:, 0]
-        else:
-            first = int(bool(config.class_token))
-            pooled = pool_mean(hidden[:, first:], None if mask is None else mask[:, first:])
-        pooled = pooled.astype(jnp.float32)
-        if config.final_norm == "pooled":
-            pooled = self.norm(pooled)
-        return pooled.reshape(pooled.shape[0], math.prod(pooled.shape[1:]))
