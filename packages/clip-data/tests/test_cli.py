@@ -63,7 +63,7 @@ def test_inspect_says_what_is_wrong_where(run, tmp_path, examples):
     (tmp_path / "2.tfrecord").touch()
     code, out, _ = run("inspect", f"{tmp_path}/*.tfrecord")
     assert code == 1
-    assert re.search(r"0\.tfrecord +7 .*1 shard_cut_short, 1 bad_image, 1 caption_not_utf8\n", out)
+    assert re.search(r"0\.tfrecord +7 .*1 shard_cut_short, 1 bad_image, 1 caption_not_utf8, 1 duplicate_key\n", out)
     assert re.search(r"1\.tfrecord +4 .*-\n", out)
     assert re.search(r"2\.tfrecord +0 +0 B +1 empty_shard\n", out)
     assert re.search(r"0\.tfrecord at byte \d+, key 00000002: bad_image", out)

@@ -202,15 +202,19 @@ def test_all_that_is_missing_or_locked_is_named_at_the_start(tmp_path, monkeypat
 
 @pytest.mark.parametrize("form", FORMS)
 def test_duplicate_keys_are_kept_and_counted(run, form):
-    labels, faults, _ = run(form, {8: {"key": "0003"}, 12: {"key": "0003"}})
-    assert labels == without()
-    assert faults == ({"duplicate_key": 1} if form == "webdataset" else {})  # elsewhere no reader looks for keys
+    changes = {8: {"key": "0003"}, 12: {"key": "0003"}}
+    for options in ({}, {"num_epochs": 2, "num_threads": 3}):
+        labels, faults, places = run(form, changes, **options)
+        epochs = options.get("num_epochs", 1)
+        assert labels == without() * epochs
+        assert faults == {"duplicate_key": 2 * epochs}
+        assert [fault.row for fault in places] == [8, 12] * epochs
 
 
 def test_of_adjacent_members_of_one_name_the_first_counts(run):
     labels, faults, (fault,) = run("webdataset", {8: {"key": "0007"}})
     assert (labels, faults) == (without(8), {"duplicate_key": 1})
-    assert "2 names came again" in fault.detail
+    assert "2 members have the name" in fault.detail
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -19,6 +19,7 @@ from clip_data.faults import Fault, RecordError
 from clip_data.fields import Record
 from clip_data.image import decode_image
 from clip_data.inspect_report import FieldReport, Report, ShardReport, Spread, Thumbnail
+from clip_data.keys import KeyLog
 from clip_data.picture import picture_header
 from clip_data.records import IndexedShard, list_source
 
@@ -37,6 +38,7 @@ class _Numbers:
         self.image_bytes: list[int] = []
         self.caption_lengths: list[int] = []
         self.seen: dict[str, set[Any]] = {"keys": set(), "captions": set(), "images": set()}
+        self.keys = KeyLog()
 
     def is_again(self, kind: str, item: Any) -> bool:
         before = item in self.seen[kind]
@@ -77,6 +79,9 @@ def inspect_source(source: SourceConfig, *, sample: int = 0, num_thumbnails: int
                     shard.add(fault)
                 if isinstance(item, Record):
                     _count(report, numbers, item)
+                    again = numbers.keys.add(item.key, item.shard, item.row)
+                    if again is not None:
+                        shard.add(again)
                 if thumbnail is not None:
                     report.thumbnails.append(thumbnail)
     _sum_up(report, numbers)

@@ -42,7 +42,7 @@ class Job:
         self.faults: list[list[Fault]] = [[] for _ in range(num_rows)]
         self.dropped = False
         self._tokenizer = tokenizer
-        self._samples: list[Sample | None] = [None] * num_rows
+        self.samples: list[Sample | None] = [None] * num_rows
         self._rows_left = num_rows
         self._lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class Job:
             faults: Of each row.
         """
         last = first + len(samples)
-        self._samples[first:last], self.faults[first:last] = samples, faults
+        self.samples[first:last], self.faults[first:last] = samples, faults
         with self._lock:
             self._rows_left -= len(samples)
             if self._rows_left or self.dropped:
@@ -78,7 +78,7 @@ class Job:
         self.future.cancel()
 
     def _complete(self) -> Batch:
-        samples = self._samples
+        samples = self.samples
         captions = [sample.caption if sample else "" for sample in samples]
         labels = [sample.label if sample else None for sample in samples]
         input_ids = attention_mask = None

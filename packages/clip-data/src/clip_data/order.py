@@ -75,7 +75,7 @@ class Order:
         block_shards: Number of shards, over all streams, whose records are mixed at a time. A source of no more is one
             block in one stream.
         num_streams: Streams of a larger source; no more than ``block_shards`` are made.
-        concatenate: True puts the sources one after the other, once, and ignores the weights.
+        concatenate: True puts the sources one after the other, in every epoch, and ignores the weights.
 
     Raises:
         ValueError: A source has no records.
@@ -189,8 +189,9 @@ class Order:
 
     def _in_source(self, position: int) -> tuple[int, int]:
         if self._starts is not None:
+            epoch, position = divmod(position, self._starts[-1])
             source = bisect.bisect_right(self._starts, position) - 1
-            return source, position - self._starts[source]
+            return source, epoch * self._totals[source] + position - self._starts[source]
         if self._slots is None:
             return 0, position
         sources, ranks, sizes = self._slots

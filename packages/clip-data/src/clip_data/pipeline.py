@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clip_data.batch import Batch
@@ -18,8 +18,9 @@ from clip_data.cursor import check_cursor, identity
 from clip_data.executor import Executor, ThreadExecutor
 from clip_data.faults import DataError, Fault, FaultLog
 from clip_data.job import Job
+from clip_data.keys import KeyLog
 from clip_data.order import Order
-from clip_data.preparer import Preparer
+from clip_data.preparer import Preparer, Sample
 from clip_data.processes import ProcessExecutor
 from clip_data.records import IndexedShard, list_sources
 from clip_data.sources import expected_count
@@ -71,6 +72,7 @@ class Pipeline:
         self._first_row = process_index * self._batch_size
         self._paths = list_sources(config.sources)
         self._log = FaultLog(max_bad_fraction=config.max_bad_fraction)
+        self._keys = KeyLog()
         self._workers = Workers(config.num_threads or _num_cores())
         self._ends = [weakref.finalize(self, self._workers.stop)]
         self._position: int = 0
@@ -132,6 +134,7 @@ class Pipeline:
         self._position = job.start + self._global_batch_size
         faults = [fault for row in job.faults for fault in row]
         num_samples = job.num_real + (0 if self.config.evaluates else sum(fault.lost for fault in faults))
+        faults += self._same_keys(job.samples)
         del job  # its memory may be needed for the next one
         self._found_any |= bool(batch.mask.any())
         self._fill()
@@ -197,6 +200,14 @@ class Pipeline:
                 reason = f": {faults[0]}" if faults else ""
                 raise ValueError(f"no record in {source.shards} as format {source.format!r}{reason}")
         return counts
+
+    def _same_keys(self, samples: Sequence[Sample | None]) -> Iterator[Fault]:
+        for sample in samples:
+            if sample is not None:
+                source, shard, row = sample.place
+                fault = self._keys.add(sample.key, self._paths[source][shard], row)
+                if fault is not None:
+                    yield fault
 
     def _refuse_nothing(self) -> None:
         """Raises where an evaluation by one process held no wanted record at all; several share what there is."""

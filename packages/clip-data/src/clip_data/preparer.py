@@ -29,19 +29,20 @@ logger = logging.getLogger("clip_data")
 
 
 class Sample(NamedTuple):
-    """What a row holds beside its pixels; the ids are checksums."""
+    """What a row holds beside its pixels, and where it came from; the ids are checksums."""
 
     key: str
     caption: str
     label: int | None
     image_id: int
     text_id: int
+    place: Place
 
     @staticmethod
-    def of(record: Record) -> Sample:
+    def of(record: Record, place: Place) -> Sample:
         """Takes from a record what stays when its image is decoded."""
         text = record.caption.encode("utf-8", "replace")
-        return Sample(record.key, record.caption, record.label, _checksum(record.image), _checksum(text))
+        return Sample(record.key, record.caption, record.label, _checksum(record.image), _checksum(text), place)
 
 
 class Preparer:
@@ -186,7 +187,7 @@ class Preparer:
             detail = f"kept as {record.caption!r:.100}"
             where = {"shard": shard.path, "row": place.row, "offset": offset, "key": key}
             faults.append(Fault(**where, reason="caption_not_utf8", detail=detail, lost=False))
-        return Sample.of(record)
+        return Sample.of(record, place)
 
     def _decode(self, image: bytes, arrays: Mapping[str, np.ndarray], row: int) -> None:
         config = self.config

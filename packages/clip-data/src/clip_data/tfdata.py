@@ -207,14 +207,16 @@ class TensorflowExecutor:
         if not is_plain_jpeg(fields["__image__"], *config.image_shape):
             return None
         fields = {name: value for name, value in fields.items() if value != b"" and value != _NO_NUMBER}
-        source = config.sources[self._order(position).source if len(config.sources) > 1 else 0]
+        place = self._order(position)
         try:
-            record = to_record(fields, source, shard="", row=0, draw=self._order.draw(position))
+            record = to_record(
+                fields, config.sources[place.source], shard="", row=place.row, draw=self._order.draw(position)
+            )
         except RecordError:
             return None
         if not record.caption_is_utf8 or (config.drops_empty_captions and not record.caption.strip()):
             return None
-        return Sample.of(record)
+        return Sample.of(record, place)
 
     def _find_features(self) -> dict[str, type]:
         """Returns the fields to parse, and whether they hold bytes or whole numbers in the first records."""

@@ -21,7 +21,7 @@ from clip_data.sources import Shard, open_shard
 __all__ = ["TarEntry", "TarReader", "index_tar", "read_sample", "write_samples"]
 
 TarEntry = tuple[str, dict[str, tuple[int, int]]]
-"""A sample's key, and the offset and length of each member by its extension."""
+"""A sample's key, its path up to the first dot of the name, and the offset and length of each member by extension."""
 
 _BLOCK = 512
 _MAX_NAME_BLOCK = 1 << 20  # a pax header or long name larger than this is damage
@@ -61,14 +61,12 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
 
     Returns:
         One entry for each sample whose members are all whole, and what ended the walk early, if anything did, or else
-        that names came again. Of two adjacent members of one name, the first counts.
+        that adjacent members have one name, of which the first counts.
     """
     entries: list[TarEntry] = []
     if not shard.size:
         return entries, empty_shard(shard.path)
-    stem, offset = "", 0
-    stems: set[str] = set()
-    num_again = 0
+    offset = num_again = 0
     long_name: str | None = None
     long_size: int | None = None
     fault: Fault | None = None
@@ -106,11 +104,9 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
             directory, _, filename = name.rpartition("/")
             base, dot, extension = filename.partition(".")
             if kind in (b"0", b"\0") and base and dot:
-                if stem != f"{directory}/{base}" or not entries:
-                    stem = f"{directory}/{base}"
-                    entries.append((base, {}))
-                    num_again += stem in stems
-                    stems.add(stem)
+                key = f"{directory}/{base}".removeprefix("./").removeprefix("/")
+                if not entries or entries[-1][0] != key:
+                    entries.append((key, {}))
                 num_again += extension.lower() in entries[-1][1]
                 entries[-1][1].setdefault(extension.lower(), (data, size))
         offset = data + -(-size // _BLOCK) * _BLOCK
@@ -120,9 +116,7 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
     if fault is not None and entries:
         entries.pop()
     if fault is None and num_again:
-        detail = (
-            f"{num_again} names came again; of adjacent members of one name the first counts, other samples are kept"
-        )
+        detail = f"{num_again} members have the name of the one before them or beside it, which counts"
         fault = Fault(shard=shard.path, reason="duplicate_key", detail=detail, lost=False)
     return entries, fault
 
