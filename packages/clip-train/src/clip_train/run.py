@@ -23,13 +23,11 @@ from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
 from clip_train.inputs import image_arrays
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
-from clip_train.objective import clip_objective
 from clip_train.output import Output, environment, write_json
 from clip_train.report import write_report
 from clip_train.screen import Progressing, duration, make_console, show_facts
 from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
-from clip_train.step import make_step
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
 
 
@@ -91,15 +89,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
             log.flush()
             checkpoints.save(step, state, pipeline.cursor())
 
-        objective = clip_objective(setup.model, setup.loss, setup.mesh, config.data.augment, rules=setup.rules)
-        step = make_step(
-            objective,
-            setup.tx,
-            seed=config.seed,
-            num_microbatches=setup.num_microbatches,
-            learning_rate=setup.learning_rate,
-            abstract=setup.abstract,
-        )
+        step = setup.step()
         events = [
             Event(_unless_last(setup, measure, e), every_steps=setup.steps(e.every))
             for e in config.evaluation

@@ -28,30 +28,33 @@ def check_length(length: Length, field: str) -> None:
         )
 
 
-def to_samples(length: Length, *, samples_per_epoch: int) -> int:
+def to_samples(length: Length, *, samples_per_epoch: int | None) -> int:
     """A `Length` that stands alone as a number of samples: a bare number means samples here.
 
     Raises:
-        ValueError: for steps and percentages, which need a run to refer to.
+        ValueError: for steps and percentages, which need a run to refer to, and for epochs of an unknown size.
     """
     if isinstance(length, int):
         return length
     number, unit = _parse(length)
     if unit.startswith("epoch"):
-        return round(number * samples_per_epoch)
+        return round(number * _known(samples_per_epoch, length))
     if unit.startswith("sample"):
         return round(number)
     raise ValueError(f"the length of a run is given in samples or epochs (128000, '30 epochs'); got {length!r}")
 
 
-def to_steps(length: Length, *, num_steps: int, global_batch_size: int, samples_per_epoch: int) -> int:
+def to_steps(length: Length, *, num_steps: int, global_batch_size: int, samples_per_epoch: int | None) -> int:
     """A `Length` as a number of steps, rounded to the nearest.
 
     Args:
         length: the stretch of time.
         num_steps: steps of the whole run, for percentages.
         global_batch_size: samples in a step.
-        samples_per_epoch: samples in all training sources.
+        samples_per_epoch: samples in all training sources; None: unknown.
+
+    Raises:
+        ValueError: for epochs of an unknown size.
     """
     if isinstance(length, int):
         return length
@@ -60,8 +63,16 @@ def to_steps(length: Length, *, num_steps: int, global_batch_size: int, samples_
         return round(num_steps * number / 100)
     if unit.startswith("step"):
         return round(number)
-    samples = number * samples_per_epoch if unit.startswith("epoch") else number
+    samples = number * _known(samples_per_epoch, length) if unit.startswith("epoch") else number
     return round(samples / global_batch_size)
+
+
+def _known(samples_per_epoch: int | None, length: Length) -> int:
+    if samples_per_epoch is None:
+        raise ValueError(
+            f"the data is not opened here, so that an epoch has no size; got {length!r}. Give a number of samples"
+        )
+    return samples_per_epoch
 
 
 def _parse(length: str) -> tuple[float, str]:

@@ -1,0 +1,256 @@
+"""What a run compiles: mesh, rules, optimizer, the state's shapes and the step, from the config alone.
+
+A run trains it on the devices there are, a plan compiles it for others; neither has another way to make a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from clip_models import ClipConfig, init, logical_axes
+from clip_sharding import (
+    BATCH_AXES,
+    MeshConfig,
+    PartitionConfig,
+    Rules,
+    batch_sharding,
+    make_mesh,
+    shardings,
+    strategy,
+)
+from clip_train.config import TrainConfig
+from clip_train.config_file import ConfigError, located
+from clip_train.inputs import both_towers
+from clip_train.objective import ContrastiveObjective, clip_objective
+from clip_train.optimizers import make_optimizer, make_schedule, to_samples, to_steps
+from clip_train.state import TrainState, abstract_state
+from clip_train.step import Step, make_step
+from clip_train.weights import Origin
+
+LEARNING_RATE_FROM_SCRATCH = 1e-3
+# Parameter, gradient and AdamW's two moments in float32, and the share of a device's memory they may take.
+_BYTES_PER_PARAMETER = 16
+_SHARE_FOR_STATE = 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run is laid out.
+
+    Attributes:
+        mesh: the devices.
+        strategy: how parameters are divided, in a word.
+        rules: how, in full.
+        num_microbatches: per update.
+    """
+
+    mesh: Mesh
+    strategy: str
+    rules: Rules
+    num_microbatches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a run compiles.
+
+    Attributes:
+        config: the resolved config: nothing in it is left to a default that depends on the model or the machine.
+        origin: the model and where its weights come from.
+        loss: the contrastive loss.
+        mesh: the devices.
+        strategy: how parameters are divided, in a word.
+        rules: how, in full.
+        num_microbatches: per update.
+        tx: the optimizer.
+        learning_rate: the schedule.
+        abstract: the state's shapes and shardings.
+        num_steps: updates in the run.
+        warmup_steps: of the learning rate.
+    """
+
+    config: TrainConfig
+    origin: Origin
+    loss: Literal["sigmoid", "softmax"]
+    mesh: Mesh
+    strategy: str
+    rules: Rules
+    num_microbatches: int
+    tx: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    abstract: TrainState
+    num_steps: int
+    warmup_steps: int
+
+    @property
+    def model(self) -> ClipConfig:
+        """The model's config."""
+        return self.origin.config
+
+    def objective(self) -> ContrastiveObjective:
+        """What is minimised."""
+        return clip_objective(self.model, self.loss, self.mesh, self.config.data.augment, rules=self.rules)
+
+    def step(self) -> Step:
+        """The update."""
+        return make_step(
+            self.objective(),
+            self.tx,
+            seed=self.config.seed,
+            num_microbatches=self.num_microbatches,
+            learning_rate=self.learning_rate,
+            abstract=self.abstract,
+        )
+
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes, dtypes and shardings of a global batch, as the run hands it to the step."""
+        model, rows = self.model, self.config.global_batch_size
+        vision, text = both_towers(model)
+        tokens = rows, model.preprocess.text_length or text.max_length
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "input_ids": (tokens, jnp.int32),
+            "attention_mask": (tokens, jnp.int32),
+        }
+        if model.preprocess.resize_mode == "naflex":
+            patches = rows, model.preprocess.max_patches
+            shapes["image"] = ((*patches, vision.patch_size**2 * 3), jnp.uint8)
+            shapes["pixel_attention_mask"] = (patches, jnp.int32)
+            shapes["spatial_shapes"] = ((rows, 2), jnp.int32)
+        else:
+            source = self.config.data.augment.source_size
+            size = vision.image_shape if source is None else (source, source)
+            shapes["image"] = ((rows, *size, 3), jnp.uint8)
+        where = batch_sharding(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in sorted(shapes.items())
+        }
+
+
+def place(
+    config: TrainConfig, model: ClipConfig, devices: Sequence[Any] | None = None, *, memory: int | None = None
+) -> Place:
+    """Lay a run out over devices.
+
+    Args:
+        config: resolved.
+        model: what it trains.
+        devices: by default those of every process.
+        memory: bytes of one of those devices; by default it is asked.
+
+    Raises:
+        ConfigError: naming the field, what arrived and what to do.
+    """
+    given = config.sharding
+    if given == "auto":
+        given = "replicated" if config.mesh is None or config.mesh.fsdp == 1 else "fsdp"
+        if config.mesh is None and not _fits_replicated(model, memory):
+            given = "fsdp"
+    with located("mesh"):
+        sizes = config.mesh or (MeshConfig(data=1, fsdp=-1) if given == "fsdp" else MeshConfig())
+        mesh = make_mesh(sizes, devices)
+    with located("sharding"):
+        rules = strategy(given)
+        rules.check(mesh)
+        _check_heads(rules, mesh, model)
+    if isinstance(given, PartitionConfig):
+        name = f"by {given.parameter_dims} and activations by {given.activation_dims} mesh axes"
+    else:
+        name = given if isinstance(given, str) else "by rules of the config"
+    return Place(mesh, name, rules, _check_batch(config, mesh))
+
+
+def make_program(config: TrainConfig, origin: Origin, where: Place, *, samples_per_epoch: int | None) -> Program:
+    """Make what a run compiles; no weight is made and no data is looked at.
+
+    Args:
+        config: resolved.
+        origin: of its model.
+        where: from `place`.
+        samples_per_epoch: samples in all training sources; None: unknown, and lengths in epochs are refused.
+
+    Raises:
+        ConfigError: naming the field, what arrived and what to do.
+    """
+    model = origin.config
+    with located("train_samples"):
+        samples = to_samples(config.train_samples, samples_per_epoch=samples_per_epoch)
+        num_steps = samples // config.global_batch_size
+        if num_steps == 0:
+            raise ValueError(
+                f"{samples} samples make no batch of {config.global_batch_size}; train longer, "
+                "or set a smaller global_batch_size"
+            )
+    with located("schedule"):
+        warmup_steps = to_steps(
+            config.schedule.warmup,
+            num_steps=num_steps,
+            global_batch_size=config.global_batch_size,
+            samples_per_epoch=samples_per_epoch,
+        )
+        peak = config.optimizer.learning_rate or LEARNING_RATE_FROM_SCRATCH
+        rate = make_schedule(config.schedule, peak=peak, warmup_steps=warmup_steps, num_steps=num_steps)
+    axes = logical_axes(model)
+    make = functools.partial(init, model, jax.random.key(config.seed))
+    tx = make_optimizer(config.optimizer, rate, axes=axes)
+    with located("sharding"):
+        placed = shardings(where.rules, where.mesh, axes, jax.eval_shape(make))
+    return Program(
+        config=config,
+        origin=origin,
+        loss="sigmoid" if config.loss.kind == "sigmoid" else "softmax",
+        mesh=where.mesh,
+        strategy=where.strategy,
+        rules=where.rules,
+        num_microbatches=where.num_microbatches,
+        tx=tx,
+        learning_rate=rate,
+        abstract=abstract_state(make, tx, placed, where.mesh),
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+    )
+
+
+def _check_heads(rules: Rules, mesh: Mesh, model: ClipConfig) -> None:
+    """Refuse to cut through a head: what divides `heads` in use divides their number, not only their width."""
+    shards = mesh.shape["model"]
+    if not any(logical == "heads" and "model" in axes for logical, axes in rules.rules):
+        return
+    for name, tower in zip(("vision", "text"), both_towers(model), strict=True):
+        if tower.num_heads % shards:
+            raise ValueError(
+                f"the {tower.num_heads} heads of model.config.{name} do not divide over the mesh axis model of "
+                f"{shards} devices; {math.gcd(tower.num_heads, shards)} would divide them"
+            )
+
+
+def _fits_replicated(model: ClipConfig, memory: int | None) -> bool:
+    if memory is None:
+        device = jax.local_devices()[0]
+        memory = None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+        if memory is None or jax.device_count() == 1:
+            return True
+    shapes = jax.eval_shape(functools.partial(init, model), jax.random.key(0))
+    return _BYTES_PER_PARAMETER * sum(leaf.size for leaf in jax.tree.leaves(shapes)) < _SHARE_FOR_STATE * memory
+
+
+def _check_batch(config: TrainConfig, mesh: Mesh) -> int:
+    """The number of microbatches."""
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    micro = config.microbatch_size or config.global_batch_size
+    field = "global_batch_size" if micro == config.global_batch_size else "microbatch_size"
+    if micro % devices:
+        below, above = micro // devices * devices, -(-micro // devices) * devices
+        nearest = above if below == 0 or above - micro < micro - below else below
+        raise ConfigError(
+            f"{field}: must divide over {devices} devices; got {micro}. The nearest that does is {nearest}"
+        )
+    return config.global_batch_size // micro
