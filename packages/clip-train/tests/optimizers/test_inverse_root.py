@@ -1,0 +1,27 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_train.optimizers.inverse_root import inverse_roots
+
+
+@pytest.mark.parametrize("method", ["newton", "eigh"])
+@pytest.mark.parametrize("p", [2, 4, 6])
+def test_roots_are_those_of_float64(method, p):
+    rng = np.random.default_rng(0)
+    vectors = np.linalg.qr(rng.normal(size=(3, 12, 12)))[0]
+    # Gradients' squares may be far below what float32 can square again.
+    values = np.logspace(0, -3, 12) * np.array([1.0, 1e-20, 1e12])[:, None]
+    matrices = (vectors * values[:, None]) @ vectors.mT
+    ridge = 1e-6 * values[:, :1]
+    exact = (vectors * ((values + ridge) ** (-1 / p))[:, None]) @ vectors.mT
+    roots, errors = inverse_roots(jnp.asarray(matrices, jnp.float32), p, method=method)
+    size = np.abs(exact).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(roots / size, exact / size, atol=1e-4)
+    assert np.all(np.asarray(errors) < 1e-4)
+
+
+@pytest.mark.parametrize("method", ["newton", "eigh"])
+def test_what_has_no_root_says_so(method):
+    _, errors = inverse_roots(jnp.stack([jnp.full((3, 3), jnp.nan), jnp.zeros((3, 3)), jnp.eye(3)]), 4, method=method)
+    assert list(np.isfinite(errors)) == [False, False, True]
