@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from clip_train.state import TrainState
 
@@ -37,7 +38,8 @@ class Checkpoints:
     """The checkpoints in one directory; close it, or use it as a context manager.
 
     A checkpoint appears whole or not at all: it is written beside its final name and renamed. Writing goes on in the
-    background while training does.
+    background while training does. Several processes each write and read their own parts: the directory is one that all
+    see, and all call the same methods.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
@@ -93,8 +95,9 @@ class Checkpoints:
             progress=self._args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=items)
-        count = jax.device_put(jax.numpy.asarray(step, abstract.step.dtype), abstract.step.sharding)
-        state = TrainState(step=count, params=restored["params"], opt_state=restored["opt_state"])
+        count = np.asarray(step, abstract.step.dtype)
+        placed = jax.make_array_from_callback((), abstract.step.sharding, lambda _: count)
+        state = TrainState(step=placed, params=restored["params"], opt_state=restored["opt_state"])
         return state, restored["progress"]["cursor"]
 
     def restore_params(self, abstract: Any) -> Any:
@@ -120,8 +123,10 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What one of several processes failed in, the others may never come to: closing would wait for them.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def _require_step(self) -> int:
         step = self.latest_step()

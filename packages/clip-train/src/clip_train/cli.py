@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clip_train.config import TrainConfig
 
 _CLIENT_ERROR = 2
 _INTERRUPTED = 130
@@ -20,20 +25,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(action: Callable[[], int], *, debug: bool) -> int:
     """Run a verb; a fault in what was asked for becomes one message, without a traceback unless `debug`."""
-    from clip_train.config_file import ConfigError
-
     try:
         return action()
-    except ConfigError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return _CLIENT_ERROR
-    except KeyboardInterrupt:
-        if debug:
-            raise
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(error, debug=debug)
+
+
+def _fail(error: BaseException, *, debug: bool) -> int:
+    from clip_train.config_file import ConfigError
+    from clip_train.processes import AgreedError, is_first, leave, several
+
+    expected, agreed = isinstance(error, ConfigError | KeyboardInterrupt) and not debug, isinstance(error, AgreedError)
+    if not expected and not several():
+        raise error
+    if not expected:
+        traceback.print_exception(error)
+    elif isinstance(error, KeyboardInterrupt):
         print("\nInterrupted.", file=sys.stderr)
-        return _INTERRUPTED
+    elif is_first() or not agreed:
+        print(f"error: {error}", file=sys.stderr)
+    status = {KeyboardInterrupt: _INTERRUPTED}.get(type(error), _CLIENT_ERROR if isinstance(error, ConfigError) else 1)
+    if several() and not agreed:
+        leave(status)
+    return status
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, config_help: str) -> None:
@@ -47,6 +61,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, config_help: str) -> N
         dest="overrides",
         help="override a field of the config, such as data.seed=1; may be repeated",
     )
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments by which one of several processes finds the others; where the surroundings tell, none is."""
+    group = parser.add_argument_group(
+        "several processes", "needed only outside Cloud TPU, GKE, Slurm and Open MPI, which tell each process by itself"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, at any free port")
+    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="of the run")
 
 
 def config_path(given: str) -> Path:
@@ -75,11 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="train, or continue a run that was stopped")
     add_config_arguments(run, "the config, or a run's directory")
     run.add_argument("--dry-run", action="store_true", help="check everything, show what would happen, and stop")
+    add_process_arguments(run)
     run.set_defaults(action=_run)
 
     evaluate = verbs.add_parser("eval", help="evaluate a run's newest checkpoint")
     add_config_arguments(evaluate, "a run's directory, or its config")
     evaluate.add_argument("--to", help="also write the results as JSON to this file")
+    add_process_arguments(evaluate)
     evaluate.set_defaults(action=_eval)
 
     export = verbs.add_parser(
@@ -102,20 +128,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from clip_train.config import TrainConfig
-    from clip_train.config_file import read_config
+    config = _start(options)
     from clip_train.run import run
 
-    return run(read_config(TrainConfig, config_path(options.config), options.overrides), dry_run=options.dry_run)
+    return run(config, dry_run=options.dry_run)
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from clip_train.config import TrainConfig
-    from clip_train.config_file import read_config
+    config = _start(options)
     from clip_train.run import evaluate_run
 
-    config = read_config(TrainConfig, config_path(options.config), options.overrides)
     return evaluate_run(config, to=Path(options.to) if options.to else None)
+
+
+def _start(options: argparse.Namespace) -> TrainConfig:
+    """Join the other processes, before anything else asks jax for devices, and read the config."""
+    from clip_sharding import start_processes
+    from clip_train.config import TrainConfig
+    from clip_train.config_file import located, read_config
+    from clip_train.processes import together
+
+    with located("--coordinator, --process-id, --num-processes", (ValueError,)):
+        start_processes(options.coordinator, options.process_id, options.num_processes)
+    with together():
+        return read_config(TrainConfig, config_path(options.config), options.overrides)
 
 
 def _export(options: argparse.Namespace) -> int:

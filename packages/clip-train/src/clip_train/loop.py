@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 
+from clip_train.agreement import Agreement
 from clip_train.state import TrainState
 from clip_train.step import Step
 
@@ -29,6 +30,7 @@ class Stop:
     """Whether somebody asked the run to stop: as a context manager it catches Ctrl-C and SIGTERM.
 
     The first signal sets `signal`: the run ends after the step under way, and saves. A second one interrupts at once.
+    Of several processes one that is asked is enough: `fit` ends all after the same step, and sets `signal` in all.
     """
 
     def __init__(self) -> None:
@@ -57,7 +59,8 @@ class Event:
     Attributes:
         action: called with the number of updates made and the state.
         every_steps: at each multiple of this many updates.
-        every_seconds: at the first update after this much time since the last.
+        every_seconds: at the first update after this much time since the last; of several processes, by the first
+            clock that says so, and a few updates later.
     """
 
     action: Callable[[int, TrainState], None]
@@ -87,14 +90,16 @@ def fit(
         log: told of each update; without one, nothing waits for the device.
         first_step: updates that `state` has seen.
         events: run in this order after the updates at which they are due.
-        stop: looked at after each update.
+        stop: looked at after each update; of several processes a few updates later, which all agree on.
 
     Returns:
         The last state and the number of updates it has seen: fewer than `num_steps` if stopped.
     """
     last_run = [time.monotonic()] * len(events)
+    timed = [i for i, event in enumerate(events) if event.every_seconds is not None]
+    agreement = Agreement(1 + len(timed)) if stop or timed else None
     done = first_step
-    while done < num_steps and not (stop and stop.signal):
+    while done < num_steps:
         started = time.perf_counter()
         batch = next(batches)
         data_seconds = time.perf_counter() - started
@@ -102,14 +107,31 @@ def fit(
         done += 1
         if log is not None:
             log.push(done, metrics, started=started, data_seconds=data_seconds)
+        asked, due = 0, set()
+        if agreement is not None:
+            now = time.monotonic()
+            asked, *votes = agreement.cast([_number(stop), *(_is_due(events[i], now - last_run[i]) for i in timed)])
+            due = {i for i, vote in zip(timed, votes, strict=True) if vote}
         for i, event in enumerate(events):
             by_steps = event.every_steps is not None and done % event.every_steps == 0
-            by_time = event.every_seconds is not None and time.monotonic() - last_run[i] >= event.every_seconds
-            if by_steps or by_time:
+            if by_steps or i in due:
                 if log is not None:
                     log.settle()
                 event.action(done, state)
                 last_run[i] = time.monotonic()
+                if agreement is not None and i in timed:
+                    agreement.forget()
+        if stop and asked:
+            stop.signal = signal.Signals(asked)
+            break
     if log is not None:
         log.settle()
     return state, done
+
+
+def _number(stop: Stop | None) -> int:
+    return int(stop.signal) if stop and stop.signal else 0
+
+
+def _is_due(event: Event, seconds: float) -> int:
+    return int(event.every_seconds is not None and seconds >= event.every_seconds)

@@ -9,12 +9,15 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from clip_sharding import exchange
 from clip_train.config_file import ConfigError
+from clip_train.processes import AgreedError
 
 # What may differ between two starts of one run: it changes nothing that the run computes.
 _HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "data.num_threads"})
@@ -92,6 +95,18 @@ class Output:
             )
         return True
 
+    def check_shared(self) -> None:
+        """Make sure that this process sees what the first one wrote.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not self.config.exists():
+            raise ConfigError(
+                f"output_dir: {self.root} must be a directory that all processes see, such as one on a network file "
+                "system; what the first process wrote there is not here"
+            )
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved config and the environment."""
         self.root.mkdir(parents=True, exist_ok=True)
@@ -99,14 +114,40 @@ class Output:
         write_json(self.environment, environment())
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What differs between two configs in a way that changes the run: `(path, before, after)`."""
+def check_alike(config: dict[str, Any]) -> None:
+    """Make sure that all processes were started with the same config.
+
+    Args:
+        config: the resolved config.
+
+    Raises:
+        AgreedError: naming the first process whose config differs, and where.
+    """
+    first, *others = exchange(config)
+    for process, other in enumerate(others, start=1):
+        if changes := differences(first, other, harmless=()):
+            raise AgreedError(
+                f"all processes of a run are given the same config; that of process {process} differs:\n"
+                + "\n".join(f"  {path}: {theirs}, and {ours} in process 0" for path, ours, theirs in changes)
+            )
+
+
+def differences(
+    before: dict[str, Any], after: dict[str, Any], harmless: Collection[str] = _HARMLESS
+) -> list[tuple[str, str, str]]:
+    """What differs between two configs: `(path, before, after)`.
+
+    Args:
+        before: a resolved config.
+        after: another.
+        harmless: the fields that may; by default those that change nothing of what the run computes.
+    """
     flat_before, flat_after = _flatten(before), _flatten(after)
     changed = [path for path in flat_before | flat_after if flat_before.get(path) != flat_after.get(path)]
     return [
         (path, json.dumps(flat_before.get(path)), json.dumps(flat_after.get(path)))
         for path in changed
-        if not any(path == harmless or path.startswith(harmless + ".") for harmless in _HARMLESS)
+        if not any(path == field or path.startswith(field + ".") for field in harmless)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import time
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from clip_data import Batch, DataError, Pipeline
 from clip_models import init
-from clip_sharding import to_global
+from clip_sharding import exchange, gather_items, to_global
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, config_to_json, located
@@ -23,7 +24,8 @@ from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
 from clip_train.inputs import image_arrays
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
-from clip_train.output import Output, environment, write_json
+from clip_train.output import Output, check_alike, environment, write_json
+from clip_train.processes import is_first, together
 from clip_train.report import write_report
 from clip_train.screen import Progressing, duration, make_console, show_facts
 from clip_train.setup import Setup, prepare, resolve
@@ -45,17 +47,20 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         ConfigError: the config asks for what cannot be.
     """
     console = make_console()
-    config, origin = resolve(config)
-    output = Output(Path(config.output_dir))
-    resolved = config_to_json(config)
-    ours = output.claim(resolved)
-    if ours and output.results.exists():
+    with together():
+        config, origin = resolve(config)
+        output = Output(Path(config.output_dir))
+        resolved = config_to_json(config)
+        finished = is_first() and output.claim(resolved) and output.results.exists()
+    check_alike(resolved)
+    if exchange(finished)[0]:
         console.print(
             f"This run is finished: {output.results}, {output.report}. To train again, set another output_dir."
         )
         return 0
 
-    setup = prepare(config, origin)
+    with together():
+        setup = prepare(config, origin)
     facts = describe(setup)
     show_facts(console, "clip-train run", facts)
     for warning in setup.warnings:
@@ -66,13 +71,19 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         return 0
 
     started = time.monotonic()
-    output.write_config(resolved)
+    with together():
+        if is_first():
+            output.write_config(resolved)
+    with together():
+        output.check_shared()
     with contextlib.ExitStack() as resources:
         pipeline = resources.enter_context(setup.pipeline)
         checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep))
         state, first_step = start(setup, checkpoints, pipeline, console)
+        with together():
+            sinks = make_sinks(setup, output, console, first_step, resolved)
         log = MetricsLog(
-            make_sinks(setup, output, console, first_step, resolved),
+            sinks,
             global_batch_size=config.global_batch_size,
             first_step=first_step,
         )
@@ -120,7 +131,9 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
             return 128 + stop.signal
         results = [measure(evaluation, state.params) for evaluation in config.evaluation]
 
-    finish(setup, output, results, facts, resolved, seconds=time.monotonic() - started)
+    skipped = count_skipped(setup)
+    if is_first():
+        finish(setup, output, results, facts, resolved, skipped, seconds=time.monotonic() - started)
     console.print()
     show_metrics(console, results)
     paths = [
@@ -147,13 +160,14 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
         ConfigError: there is no run, or nothing to evaluate.
     """
     console = make_console()
-    config, origin = resolve(config)
-    output = Output(Path(config.output_dir))
-    if not config.evaluation:
-        raise ConfigError("evaluation: the config lists none; add one")
-    if not output.checkpoints.is_dir():
-        raise ConfigError(f"output_dir: {output.root} holds no checkpoint; train first: clip-train run CONFIG")
-    setup = prepare(config, origin)
+    with together():
+        config, origin = resolve(config)
+        output = Output(Path(config.output_dir))
+        if not config.evaluation:
+            raise ConfigError("evaluation: the config lists none; add one")
+        if not output.checkpoints.is_dir():
+            raise ConfigError(f"output_dir: {output.root} holds no checkpoint; train first: clip-train run CONFIG")
+        setup = prepare(config, origin)
     setup.pipeline.close()
     with located("output_dir"), Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
         step, params = checkpoints.latest_step(), checkpoints.restore_params(setup.abstract.params)
@@ -161,7 +175,7 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
     encoders = Encoders(setup.model, setup.mesh)
     results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
     show_metrics(console, results)
-    if to is not None:
+    if to is not None and is_first():
         write_json(to, [result_to_json(result, setup) for result in results])
     return 0
 
@@ -194,7 +208,9 @@ def step_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, resolved: dict[str, Any]) -> list[Sink]:
-    """The places that the config sends metrics to."""
+    """The places that the config sends metrics to; of several processes the first sends them."""
+    if not is_first():
+        return []
     log = setup.config.log
     # `metrics.jsonl` feeds the report: it is written whatever the config says.
     sinks: list[Sink] = [Jsonl(output.metrics, first_step=first_step)]
@@ -213,12 +229,22 @@ def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, 
     return sinks
 
 
+def count_skipped(setup: Setup) -> dict[str, int]:
+    """The samples of all processes that were not used, by reason."""
+    mine = [*setup.pipeline.faults.items(), *setup.pipeline.skipped.items()]
+    counts: collections.Counter[str] = collections.Counter()
+    for reason, count in gather_items(mine, setup.mesh):
+        counts[reason] += count
+    return dict(counts)
+
+
 def finish(
     setup: Setup,
     output: Output,
     results: list[Result],
     facts: list[tuple[str, str]],
     resolved: dict[str, Any],
+    skipped: dict[str, int],
     *,
     seconds: float,
 ) -> None:
@@ -243,7 +269,7 @@ def finish(
             "final_loss": rows[-1]["loss"],
             "seconds_training": trained,
             "seconds_last_start": seconds,
-            "skipped_samples": {**setup.pipeline.faults, **setup.pipeline.skipped},
+            "skipped_samples": skipped,
             "evaluation": [result_to_json(result, setup) for result in results],
         },
     )

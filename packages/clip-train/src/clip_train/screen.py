@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from clip_train.log import Row
+from clip_train.processes import is_first
 
 _SMOOTH_OVER = 20
 
 
 def make_console() -> Console:
-    """The console of a run: off a terminal, lines are as long as they are."""
-    return Console(highlight=False, soft_wrap=not Console().is_terminal)
+    """The console of a run: off a terminal, lines are as long as they are; of several processes the first speaks."""
+    return Console(highlight=False, soft_wrap=not Console().is_terminal, quiet=not is_first())
 
 
 def show_facts(console: Console, title: str, facts: Sequence[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ import jax
 
 from clip_data import DataConfig, Pipeline, Tokenizer
 from clip_models import ClipConfig
+from clip_sharding import batch_readers
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, labels_of, read_prompts
@@ -109,6 +110,8 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
     """
     model = origin.config
     where = place(config, model)
+    with located("mesh"):
+        process_index, process_count = batch_readers(where.mesh)
     if model.preprocess.resize_mode == "naflex" and config.data.augment.changes:
         raise ConfigError(
             "data.augment: sequences of patches (resize_mode naflex) are trained on as they come; leave data.augment "
@@ -130,8 +133,8 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
         pipeline = Pipeline(
             data,
             global_batch_size=config.global_batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=process_index,
+            process_count=process_count,
         )
     program = make_program(config, origin, where, samples_per_epoch=pipeline.num_samples)
     setup = Setup(**vars(program), pipeline=pipeline, tokenizer=tokenizer, warnings=())

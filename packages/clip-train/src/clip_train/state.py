@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -80,7 +81,7 @@ def state_from_params(params: Any, tx: optax.GradientTransformation, abstract: T
     placed = jax.tree.map(lambda got, want: jax.device_put(got, want.sharding), params, abstract.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
     opt_state = jax.jit(tx.init, out_shardings=shardings)(placed)
-    step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    step = jax.make_array_from_callback((), abstract.step.sharding, lambda _: np.zeros((), np.int32))
     return TrainState(step=step, params=placed, opt_state=opt_state)
 
 

@@ -47,9 +47,7 @@ def retrieval(
         embeds.append(encoders.images(params, batch))
         captions += [caption for caption, real in zip(batch.caption, batch.mask, strict=True) if real]
         if positives == "label":
-            if batch.label is None or (batch.label[batch.mask] < 0).any():
-                raise ValueError("retrieval by label needs a label with every sample; set label_key to its field")
-            labels.append(batch.label[batch.mask])
+            labels.append(_labels(batch))
         if len(pictures) < NUM_EXAMPLES:
             pictures += pictures_of(batch)
     captions = encoders.gather_items(captions)
@@ -77,6 +75,15 @@ def retrieval(
         # Of several processes the first has its own pictures, whose rows come first.
         examples=_examples(pictures[:NUM_EXAMPLES], captions, texts, scores, matches),
     )
+
+
+def _labels(batch: Batch) -> np.ndarray:
+    if not batch.mask.any():  # as of one of several processes, where the samples end in another's part
+        return np.zeros(0, np.int32)
+    labels = None if batch.label is None else batch.label[batch.mask]
+    if labels is None or (labels < 0).any():
+        raise ValueError("retrieval by label needs a label with every sample; set label_key to its field")
+    return labels
 
 
 def _examples(
