@@ -71,6 +71,7 @@ def squares(tmp_path_factory):
             {
                 "name": "pairs",
                 "task": "zeroshot_retrieval",
+                "positives": "caption",
                 "data": {"format": "tfrecord", "shards": "test-*.tfrecord"},
             },
         ],

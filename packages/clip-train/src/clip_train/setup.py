@@ -13,7 +13,7 @@ from clip_models import ClipConfig
 from clip_sharding import batch_readers
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
-from clip_train.evaluate import Encoders, EvaluationConfig, evaluation_data, labels_of, read_prompts
+from clip_train.evaluate import Encoders, check_evaluation
 from clip_train.inputs import both_towers, data_config
 from clip_train.objective import loss_kind
 from clip_train.optimizers import Length, to_steps
@@ -140,7 +140,7 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
     setup = Setup(**vars(program), pipeline=pipeline, tokenizer=tokenizer, warnings=())
     for i, evaluation in enumerate(config.evaluation):
         with located(f"evaluation.{i}"):
-            _check_evaluation(evaluation, setup)
+            check_evaluation(evaluation, setup.data, Encoders(setup.model, setup.mesh))
     return dataclasses.replace(setup, warnings=tuple(_warnings(setup)))
 
 
@@ -155,13 +155,6 @@ def _open_tokenizer(model: ClipConfig, data: DataConfig) -> Tokenizer:
             f"{vocab_size}: use the tokenizer that belongs to the model, or set model.config.text.vocab_size"
         )
     return tokenizer
-
-
-def _check_evaluation(evaluation: EvaluationConfig, setup: Setup) -> None:
-    """Read the prompts and one batch, so that what is missing is found now and not after the training."""
-    with evaluation_data(evaluation, setup.data, Encoders(setup.model, setup.mesh)) as pipeline:
-        if evaluation.task == "zeroshot_classification":
-            labels_of(next(pipeline), len(read_prompts(evaluation).classnames))
 
 
 def _warnings(setup: Setup) -> list[str]:

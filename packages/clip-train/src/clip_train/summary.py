@@ -88,14 +88,8 @@ def show_placements(console: Console, setup: Setup) -> None:
 
 def result_to_json(result: Result, setup: Setup) -> dict[str, Any]:
     """A result in CLIP_benchmark's form."""
-    return {
-        "dataset": result.name,
-        "model": setup.config.model.preset or setup.config.model.pretrained or "custom",
-        "pretrained": setup.config.output_dir,
-        "task": result.task,
-        "metrics": result.metrics,
-        "num_samples": result.num_samples,
-    }
+    model = setup.config.model
+    return result.to_json(model=model.preset or model.pretrained or "custom", pretrained=setup.config.output_dir)
 
 
 def show_metrics(console: Console, results: Sequence[Result]) -> None:

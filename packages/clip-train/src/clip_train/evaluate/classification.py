@@ -11,7 +11,8 @@ from clip_data import Batch, Tokenizer
 from clip_train.evaluate.encoders import Encoders
 from clip_train.evaluate.prompts import Prompts
 from clip_train.evaluate.result import Result
-from clip_train.metrics import classification_metrics, confusion_matrix
+from clip_train.evaluate.targets import lists, multi_hot
+from clip_train.metrics import classification_metrics, confusion_matrix, mean_average_precision
 
 
 def zero_shot(
@@ -21,45 +22,78 @@ def zero_shot(
     prompts: Prompts,
     tokenizer: Tokenizer,
     *,
+    multi_label: bool = False,
     name: str = "zeroshot",
 ) -> Result:
     """Classify pictures by the nearest class in words.
 
-    Each class is the mean of its prompts' unit-norm embeddings, normalised again.
-
     Args:
         encoders: the towers.
         params: of the model.
-        batches: with `label`; rows whose `mask` is false are left out.
+        batches: with `label`, or the lists of `AllLabels` in `caption`; rows whose `mask` is false are left out.
         prompts: class names, in label order, and templates.
         tokenizer: the model's.
+        multi_label: whether a sample has several labels: it is judged by mean average precision.
         name: of the result.
 
     Raises:
         ValueError: a sample has no label, or one that is no class.
-
-    References:
-        Radford et al., arXiv 2103.00020, §3.1.4, for prompt ensembling.
     """
-    num_classes, num_templates = len(prompts.classnames), len(prompts.templates)
-    sentences = [sentence for classname in prompts.classnames for sentence in prompts.of(classname)]
-    embeds = encoders.texts(params, tokenizer, sentences, batch_size=1024)
-    classes = embeds.reshape(num_classes, num_templates, -1).mean(axis=1)
-    classes /= np.linalg.norm(classes, axis=-1, keepdims=True)
-
-    logits, labels = [], []
+    num_classes = len(prompts.classnames)
+    classes = class_embeds(encoders, params, prompts, tokenizer)
+    logits, targets = [], []
     for batch in batches:
-        labels.append(labels_of(batch, num_classes))
+        targets.append(targets_of(batch, num_classes) if multi_label else labels_of(batch, num_classes))
         logits.append(encoders.images(params, batch) @ classes.T)
-    scores, truth = encoders.gather(np.concatenate(logits)), encoders.gather(np.concatenate(labels))
+    scores, truth = encoders.gather(np.concatenate(logits)), encoders.gather(np.concatenate(targets))
     return Result(
         name=name,
         task="zeroshot_classification",
         num_samples=len(truth),
-        metrics=classification_metrics(scores, truth),
+        metrics=score_metrics(scores, truth),
         classnames=prompts.classnames,
-        confusion=confusion_matrix(scores.argmax(axis=1), truth, num_classes),
+        confusion=None if multi_label else confusion_matrix(scores.argmax(axis=1), truth, num_classes),
     )
+
+
+def class_embeds(encoders: Encoders, params: Any, prompts: Prompts, tokenizer: Tokenizer) -> np.ndarray:
+    """Each class as the mean of its sentences' unit-norm embeddings, normalised again: float32 `[c, e]`.
+
+    Args:
+        encoders: of the text tower.
+        params: of the model.
+        prompts: class names and templates.
+        tokenizer: the model's.
+
+    References:
+        Radford et al., arXiv 2103.00020, §3.1.4, for prompt ensembling.
+    """
+    sentences = [prompts.of(classname) for classname in prompts.classnames]
+    embeds = encoders.texts(params, tokenizer, [text for texts in sentences for text in texts], batch_size=1024)
+    ends = np.cumsum([len(texts) for texts in sentences])[:-1]
+    classes = np.stack([part.mean(axis=0) for part in np.split(embeds, ends)])
+    return classes / np.linalg.norm(classes, axis=-1, keepdims=True)
+
+
+def score_metrics(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """CLIP_benchmark's metrics of a classifier: accuracies, or mean average precision of multi-hot targets.
+
+    Args:
+        scores: float `[n, c]`.
+        targets: int `[n]`, or multi-hot `[n, c]`.
+    """
+    if targets.ndim == 2:
+        return {"mean_average_precision": mean_average_precision(scores, targets)}
+    return classification_metrics(scores, targets)
+
+
+def targets_of(batch: Batch, num_classes: int) -> np.ndarray:
+    """The labels of a batch's real rows, whose captions are the lists of `AllLabels`: multi-hot int32 `[n, c]`.
+
+    Raises:
+        ValueError: a label is no class.
+    """
+    return multi_hot(lists(batch.caption, batch.mask), num_classes)
 
 
 def labels_of(batch: Batch, num_classes: int) -> np.ndarray:

@@ -1,13 +1,19 @@
-"""Class names and the sentences made of them: from a config, or from beside the shards."""
+"""Class names and the sentences made of them: given, from files, from beside the shards, or a standard data set's."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import difflib
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clip_data import SourceConfig
 from clip_train.evaluate.config import EvaluationConfig
+
+_STANDARD = importlib.resources.files("clip_train.evaluate").joinpath("standard")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +22,70 @@ class Prompts:
 
     Attributes:
         classnames: one per class, in label order.
-        templates: each with `{c}`.
+        templates: each with `{c}`; or for each class name its own sentences, in which `{c}` may stand too.
+
+    Example:
+        >>> Prompts(("cat", "dog"), ("a {c}", "the {c}")).of("cat")
+        ['a cat', 'the cat']
+        >>> Prompts(("cat",), {"cat": ("an animal that purrs",)}).of("cat")
+        ['an animal that purrs']
     """
 
     classnames: tuple[str, ...]
-    templates: tuple[str, ...]
+    templates: tuple[str, ...] | Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        """Refuse templates without a place for the name, and classes without a sentence.
+
+        Raises:
+            ValueError: naming the template, or the classes.
+        """
+        if isinstance(self.templates, Mapping):
+            if missing := [name for name in self.classnames if not self.templates.get(name)]:
+                raise ValueError(f"templates by class name hold sentences for every class; none for {missing[:10]}")
+            return
+        for template in self.templates:
+            try:
+                fits = "{c}" in template and bool(template.format(c=""))
+            except (KeyError, IndexError, ValueError):
+                fits = False
+            if not fits and template != "{c}":
+                raise ValueError(
+                    f"a template holds {{c}} where the class name goes, and no other brace; got {template!r}"
+                )
 
     def of(self, classname: str) -> list[str]:
         """The sentences for one class."""
+        if isinstance(self.templates, Mapping):
+            return [sentence.replace("{c}", classname) for sentence in self.templates[classname]]
         return [template.format(c=classname) for template in self.templates]
+
+
+def standard_names() -> list[str]:
+    """The data sets whose class names and templates come with this package."""
+    return sorted(entry.name.removesuffix(".json") for entry in _STANDARD.iterdir() if entry.name.endswith(".json"))
+
+
+def standard_prompts(name: str) -> Prompts:
+    """The class names and templates of a standard data set; its file says where they come from.
+
+    Args:
+        name: one of `standard_names()`.
+
+    Raises:
+        ValueError: there is none of that name.
+
+    Example:
+        >>> prompts = standard_prompts("cifar10")
+        >>> prompts.of(prompts.classnames[0])[0]
+        'a photo of a airplane.'
+    """
+    known = standard_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or known
+        raise ValueError(f"no standard class names {name!r}; did you mean {', '.join(near)}?")
+    contents = json.loads(_STANDARD.joinpath(f"{name}.json").read_text(encoding="utf-8"))
+    return Prompts(classnames=tuple(contents["classnames"]), templates=tuple(contents["templates"]))
 
 
 def read_prompts(config: EvaluationConfig) -> Prompts:
@@ -34,44 +95,78 @@ def read_prompts(config: EvaluationConfig) -> Prompts:
         config: of a classification.
 
     Raises:
-        ValueError: they are nowhere, empty, or a template lacks `{c}`.
+        ValueError: they are nowhere, empty, or do not belong together.
     """
     classnames = read_classnames(config.classnames, config.data)
-    filename = "zeroshot_classification_templates.txt"
-    templates = _lines(config.templates, "templates", filename, _folders(config.data))
-    if wrong := [template for template in templates if "{c}" not in template]:
-        raise ValueError(f"a template holds {{c}} where the class name goes; got {wrong[0]!r}")
-    return Prompts(classnames=classnames, templates=templates)
+    given, filename = config.templates, "zeroshot_classification_templates.txt"
+    if given is None and isinstance(config.classnames, str) and config.classnames in standard_names():
+        given = config.classnames
+    return Prompts(classnames=classnames, templates=_entries(given, "templates", filename, config.data))
 
 
-def read_classnames(given: str | tuple[str, ...] | None, source: SourceConfig) -> tuple[str, ...]:
+def read_classnames(given: str | Sequence[str] | None, source: SourceConfig) -> tuple[str, ...]:
     """The class names, in label order.
 
     Args:
-        given: the names, a file with one per line, or `None`: `classnames.txt` beside the shards or a folder up.
+        given: the names, a file with one per line, a standard data set's name, or `None`: `classnames.txt` beside the
+            shards or a folder up; of a folder of class folders, their names.
         source: the labelled samples.
 
     Raises:
         ValueError: they are nowhere, or empty.
     """
-    return _lines(given, "classnames", "classnames.txt", _folders(source))
+    if given is None and source.format == "class_folder":
+        folder = Path(source.patterns[0])
+        return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    entries = _entries(given, "classnames", "classnames.txt", source)
+    if isinstance(entries, Mapping):
+        raise ValueError(f"classnames is a list of names, in label order; got an object with {len(entries)} keys")
+    return entries
+
+
+def is_multi_label(given: bool | None, source: SourceConfig) -> bool:
+    """Whether samples may have several labels: as given, or as `dataset_type.txt` beside or above the shards says."""
+    if given is not None:
+        return given
+    found = _find("dataset_type.txt", source)
+    return found is not None and found.read_text(encoding="utf-8").strip().lower() == "multilabel"
+
+
+def _entries(given: Any, field: str, filename: str, source: SourceConfig) -> Any:
+    """A tuple of lines, or of templates a mapping, from wherever they are."""
+    if given is None:
+        path = _find(filename, source)
+        if path is None:
+            looked = ", ".join(str(folder / filename) for folder in _folders(source))
+            raise ValueError(
+                f"no {field} found at {looked}: give as {field!r} a file with one per line, a list, or the name of a "
+                f"standard data set, such as imagenet1k"
+            )
+        entries = _read(path)
+    elif not isinstance(given, str):
+        entries = given
+    elif Path(given).is_file():
+        entries = _read(Path(given))
+    elif given in standard_names():
+        entries = getattr(standard_prompts(given), field)
+    else:
+        raise ValueError(f"no {field} found at {given}: it is no file, and none of {', '.join(standard_names())}")
+    if not entries:
+        raise ValueError(f"{field} holds no line")
+    return {name: tuple(lines) for name, lines in entries.items()} if isinstance(entries, Mapping) else tuple(entries)
+
+
+def _read(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _find(filename: str, source: SourceConfig) -> Path | None:
+    return next((path for folder in _folders(source) if (path := folder / filename).is_file()), None)
 
 
 def _folders(source: SourceConfig) -> list[Path]:
     parents = [Path(pattern).parent for pattern in source.patterns]
     return list(dict.fromkeys(folder for parent in parents for folder in (parent, parent.parent)))
-
-
-def _lines(given: str | tuple[str, ...] | None, field: str, filename: str, folders: Sequence[Path]) -> tuple[str, ...]:
-    if isinstance(given, tuple):
-        lines = given
-    else:
-        places = [Path(given)] if given else [folder / filename for folder in folders]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            looked = ", ".join(str(place) for place in places)
-            raise ValueError(f"no {field} found at {looked}: give a file with one per line, or a list, as {field!r}")
-        lines = tuple(line.strip() for line in found.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not lines:
-        raise ValueError(f"{field} holds no line")
-    return lines

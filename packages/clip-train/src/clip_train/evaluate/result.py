@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +32,9 @@ class Result:
         task: likewise.
         num_samples: how many were evaluated, each once.
         metrics: by CLIP_benchmark's names.
+        settings: what it puts beside the metrics, such as a probe's weight decay.
         classnames: for classification.
-        confusion: int `[c, c]`, rows the true class; for classification.
+        confusion: int `[c, c]`, rows the true class; for classification with one label.
         examples: for retrieval.
     """
 
@@ -40,6 +42,24 @@ class Result:
     task: str
     num_samples: int
     metrics: dict[str, float]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     classnames: tuple[str, ...] = ()
     confusion: np.ndarray | None = None
     examples: tuple[Example, ...] = ()
+
+    def to_json(self, *, model: str, pretrained: str) -> dict[str, Any]:
+        """The result in CLIP_benchmark's form.
+
+        Args:
+            model: the architecture, in a word.
+            pretrained: where its weights are from.
+        """
+        return {
+            "dataset": self.name,
+            "model": model,
+            "pretrained": pretrained,
+            "task": self.task,
+            "metrics": {**self.metrics, **self.settings},
+            "language": "en",
+            "num_samples": self.num_samples,
+        }

@@ -1,0 +1,192 @@
+"""A linear classifier on features that stay as they are, trained and regularised as CLIP_benchmark does.
+
+It is what `linear_probe` evaluates with and what `clip_finetune` puts on a frozen tower: one training, one sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from clip_train.metrics import mean_average_precision
+
+Probe = dict[str, np.ndarray]
+"""`kernel` float32 `[d, c]` and `bias` float32 `[c]`: logits are features · kernel + bias."""
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+"""Logits float32 `[b, c]` and targets, int `[b]` or multi-hot `[b, c]`, to one loss for each sample `[b]`."""
+
+_STRENGTHS = np.logspace(-6, 2, num=97).tolist()
+_FIRST = range(0, 97, 16)
+_SPANS = (8, 4, 2, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the classifier is trained: by AdamW with a cosine, as CLIP_benchmark does.
+
+    Attributes:
+        learning_rate: the peak; it decays as a cosine to zero.
+        epochs: times that the samples are gone through.
+        batch_size: samples in an update.
+        weight_decay: of AdamW; `None` takes the best on held-out samples of 97 strengths from 1e-6 to 100.
+    """
+
+    learning_rate: float = 0.1
+    epochs: int = 10
+    batch_size: int = 64
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges."""
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is above 0; got {self.learning_rate}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
+        if self.weight_decay is not None and self.weight_decay < 0:
+            raise ValueError(f"weight_decay is ≥ 0; got {self.weight_decay}")
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of a sample: softmax where it has one class, the mean of sigmoids where `targets` is multi-hot."""
+    if targets.ndim == 2:
+        return optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype)).mean(axis=-1)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def fit_probe(
+    features: np.ndarray,
+    targets: np.ndarray,
+    config: ProbeConfig,
+    *,
+    num_classes: int,
+    weight_decay: float,
+    loss: Loss = cross_entropy,
+    seed: int = 0,
+) -> Probe:
+    """Train the classifier.
+
+    Args:
+        features: float32 `[n, d]`.
+        targets: int `[n]`, or multi-hot `[n, c]`.
+        config: learning rate, epochs, batch size; its `weight_decay` is not read.
+        num_classes: c.
+        weight_decay: of kernel and bias.
+        loss: of a sample; a function of a module, or one object for all calls: another one compiles again.
+        seed: of the first weights and the order of samples.
+
+    Example:
+        >>> features = np.array([[1.0, 0.0], [0.0, 1.0]] * 8, np.float32)
+        >>> labels = np.array([0, 1] * 8)
+        >>> probe = fit_probe(features, labels, ProbeConfig(batch_size=4), num_classes=2, weight_decay=0.0)
+        >>> probe_logits(probe, features).argmax(axis=1)[:4].tolist()
+        [0, 1, 0, 1]
+    """
+    num, width = features.shape
+    rng = np.random.default_rng(seed)
+    bound = width**-0.5
+    kernel = rng.uniform(-bound, bound, (width, num_classes)).astype(np.float32)
+    bias = rng.uniform(-bound, bound, num_classes).astype(np.float32)
+    steps = -(-num // config.batch_size)
+    # The last batch of an epoch is filled up with rows that count for nothing.
+    order = np.full((config.epochs, steps * config.batch_size), -1)
+    for row in order:
+        row[:num] = rng.permutation(num)
+    probe = _fit(
+        {"kernel": kernel, "bias": bias},
+        jnp.asarray(features),
+        jnp.asarray(targets),
+        jnp.asarray(order.reshape(config.epochs * steps, config.batch_size)),
+        weight_decay,
+        config.learning_rate,
+        loss=loss,
+    )
+    return {name: np.asarray(value) for name, value in probe.items()}
+
+
+def probe_logits(probe: Probe, features: np.ndarray) -> np.ndarray:
+    """Logits float32 `[n, c]` of features float32 `[n, d]`."""
+    return features @ probe["kernel"] + probe["bias"]
+
+
+def sweep_weight_decay(
+    features: np.ndarray,
+    targets: np.ndarray,
+    held_out: tuple[np.ndarray, np.ndarray],
+    config: ProbeConfig,
+    *,
+    num_classes: int,
+    loss: Loss = cross_entropy,
+    seed: int = 0,
+) -> float:
+    """The strength whose classifier is best on held-out samples: of seven first, then nearer and nearer to the best.
+
+    Args:
+        features: float32 `[n, d]`, to train on.
+        targets: int `[n]`, or multi-hot `[n, c]`.
+        held_out: features and targets to judge by: accuracy, or mean average precision of multi-hot targets.
+        config: of the training.
+        num_classes: c.
+        loss: of a sample.
+        seed: of each training.
+
+    References:
+        Radford et al., arXiv 2103.00020, appendix A.3, and CLIP_benchmark's `linear_probe.py`, whose sweep it is.
+    """
+
+    @functools.cache
+    def score(index: int) -> float:
+        decay = _STRENGTHS[index]
+        probe = fit_probe(features, targets, config, num_classes=num_classes, weight_decay=decay, loss=loss, seed=seed)
+        logits = probe_logits(probe, held_out[0])
+        if held_out[1].ndim == 2:
+            return mean_average_precision(logits, held_out[1])
+        return float((logits.argmax(axis=1) == held_out[1]).mean())
+
+    def peak(indices: Sequence[int]) -> int:
+        return max(indices, key=score)
+
+    best = peak(_FIRST)
+    for span in _SPANS:
+        best = peak([max(best - span, 0), best, min(best + span, len(_STRENGTHS) - 1)])
+    return _STRENGTHS[best]
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _fit(
+    probe: dict[str, jax.Array],
+    features: jax.Array,
+    targets: jax.Array,
+    order: jax.Array,
+    weight_decay: jax.Array,
+    learning_rate: jax.Array,
+    *,
+    loss: Loss,
+) -> dict[str, jax.Array]:
+    steps = len(order)
+
+    def schedule(step: Any) -> jax.Array:
+        return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
+
+    tx = optax.adamw(schedule, weight_decay=weight_decay)
+
+    def mean_loss(probe: dict[str, jax.Array], rows: jax.Array) -> jax.Array:
+        logits = features[rows] @ probe["kernel"] + probe["bias"]
+        real = rows >= 0
+        return jnp.where(real, loss(logits, targets[rows]), 0).sum() / real.sum()
+
+    def update(carry: tuple, rows: jax.Array) -> tuple[tuple, None]:
+        probe, state = carry
+        updates, state = tx.update(jax.grad(mean_loss)(probe, rows), state, probe)
+        return (optax.apply_updates(probe, updates), state), None
+
+    (probe, _), _ = jax.lax.scan(update, (probe, tx.init(probe)), order)
+    return probe
