@@ -2,7 +2,7 @@
 while it holds the interpreter's lock.
 
 Run as ``python faulty_store.py s3|gs``; it prints its port and the store's. ``GET /faults/NUM`` begins to spoil every
-second answer to a read until it has made so many faults, and ``GET /faults`` says which it has made.
+second answer to a read or a write until it has made so many faults, and ``GET /faults`` says which it has made.
 """
 
 import http.client
@@ -49,6 +49,16 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         """Says nothing."""
 
+    def body(self):
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
     def pass_on(self):
         if self.path.startswith("/faults"):
             if number := self.path.removeprefix("/faults").strip("/"):
@@ -59,9 +69,10 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
             return
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         is_read = self.command == "GET" and "0.tfrecord" in self.path and "alt=json" not in self.path
-        fault = self.server.fault() if is_read else None
+        is_write = self.command in ("PUT", "POST") and "out" in self.path
+        fault = self.server.fault() if is_read or is_write else None
         if fault == "stall":
             time.sleep(2)
         if fault in ("429", "503"):
@@ -70,7 +81,9 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         backend = http.client.HTTPConnection(*self.server.backend, timeout=20)
-        backend.request(self.command, self.path, body, {**self.headers, "Connection": "close"})
+        hop = ("transfer-encoding", "expect", "content-length")
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in hop}
+        backend.request(self.command, self.path, body, {**headers, "Connection": "close"})
         answer = backend.getresponse()
         data = answer.read()
         self.send_response(answer.status)
@@ -89,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.command != "HEAD":
             self.wfile.write(data)
 
-    do_GET = do_HEAD = do_PUT = do_POST = pass_on  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
 
 
 def s3():

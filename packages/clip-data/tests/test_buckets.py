@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from clip_data import DataConfig, Pipeline, SourceConfig, buckets, list_shards
+from clip_data import DataConfig, Pipeline, SourceConfig, buckets, list_shards, write, write_shards
+from clip_data.buckets import list_objects
 from clip_data.tfrecord import write_examples
 
 NUM_FAULTS = 50
@@ -76,6 +77,7 @@ def store(emulator, monkeypatch):
     monkeypatch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0.005)
     monkeypatch.setattr(buckets, "_LONGEST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(buckets, "_STALL_SECONDS", 0.5)
+    monkeypatch.setattr(buckets, "_WRITE_ATTEMPTS", 1)
 
     def faults(number=None):
         with urllib.request.urlopen(f"{url}/faults" if number is None else f"{url}/faults/{number}") as answer:
@@ -108,7 +110,7 @@ def test_after_the_deadline_the_object_is_named(store, monkeypatch):
     faults(1000)
     monkeypatch.setattr(buckets, "_DEADLINE_SECONDS", 0.3)
     monkeypatch.setattr(buckets, "_STALL_SECONDS", 0.1)
-    message = rf"nothing of {scheme}bucket/10.tfrecord arrived for 0.3 seconds, in \d+ attempts"
+    message = rf"nothing of {scheme}bucket/10.tfrecord went through for 0.3 seconds, in \d+ attempts"
     with pytest.raises(OSError, match=message):
         buckets.read_object(f"{scheme}bucket/10.tfrecord")
 
@@ -121,3 +123,33 @@ def test_what_is_not_there_is_not_tried_again(store):
     with pytest.raises(FileNotFoundError, match="none"):
         list_shards(f"{scheme}bucket/none.tfrecord")
     assert time.monotonic() - begin < 5
+
+
+def test_writes_through_faults(store, tmp_path):
+    scheme, _, faults = store
+    remote = SourceConfig(format="tfrecord", shards=f"{scheme}bucket/*.tfrecord")
+    local = write_shards(remote, tmp_path / "local", format="parquet", samples_per_shard=15)
+    source = SourceConfig(format="parquet", shards=local.shards)
+    faults(len(KINDS))
+    written = write_shards(source, f"{scheme}bucket/out/", format="tfrecord", samples_per_shard=15)
+    assert set(faults()) == KINDS
+    faults(0)
+    same = write_shards(source, tmp_path / "same", format="tfrecord", samples_per_shard=15)
+    assert written.shards == tuple(f"{scheme}bucket/out/{Path(path).name}" for path in same.shards)
+    for path in (tmp_path / "same").iterdir():
+        assert bytes(buckets.read_object(f"{scheme}bucket/out/{path.name}")) == path.read_bytes()
+    with pytest.raises(FileExistsError, match="new or empty"):
+        write_shards(source, f"{scheme}bucket/out", format="tfrecord")
+
+
+def test_what_cannot_be_finished_is_taken_back(store, monkeypatch):
+    scheme, *_ = store
+    source = SourceConfig(format="tfrecord", shards=f"{scheme}bucket/*.tfrecord")
+    with pytest.raises(FileNotFoundError, match="no bucket nowhere"):
+        write_shards(source, f"{scheme}nowhere/a", format="tfrecord")
+
+    columns = write._columns
+    monkeypatch.setattr(write, "_columns", lambda key, record: columns(key, record) if key != "000020000" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_shards(source, f"{scheme}bucket/failed", format="tfrecord", samples_per_shard=10)
+    assert not list_objects(f"{scheme}bucket/failed/*")

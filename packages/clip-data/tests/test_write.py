@@ -115,8 +115,8 @@ def test_refuses(table, tmp_path):
     ):
         with pytest.raises(error, match=message):
             write_shards(table, tmp_path / folder, **{"format": "tfrecord", **options})
-    with pytest.raises(ValueError, match="local disks only"):
-        write_shards(table, "gs://bucket/x", format="tfrecord")
+    with pytest.raises(ValueError, match="local folders, gs:// and s3://, not ftp://host/x"):
+        write_shards(table, "ftp://host/x", format="tfrecord")
     nothing = SourceConfig(format="csv", shards=table.shards, caption_key="nocaption")
     with pytest.raises(DataError, match=r"8 empty_caption.*the caption is ''; the fields are caption, similarity"):
         write_shards(nothing, tmp_path / "new", format="tfrecord")

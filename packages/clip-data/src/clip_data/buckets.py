@@ -1,4 +1,4 @@
-"""Objects in buckets, read through failures: retried with jitter, continued where the last read ended.
+"""Objects in buckets, read and written through failures: retried with jitter, continued where the last read ended.
 
 Credentials are those that ``pyarrow.fs`` finds. Other endpoints are named by the variables that the stores' own tools
 read: ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, and ``STORAGE_EMULATOR_HOST``, which is reached anonymously.
@@ -6,6 +6,7 @@ read: ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, and ``STORAGE_EMULATOR_HO
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import glob
@@ -21,13 +22,14 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-__all__ = ["REMOTE", "RemoteShard", "list_objects", "read_object"]
+__all__ = ["REMOTE", "RemoteShard", "check_prefix", "delete_object", "list_objects", "read_object", "write_object"]
 
 REMOTE = ("gs://", "s3://")
 
 _CHUNK_BYTES = 8 << 20
 _DEADLINE_SECONDS = 300.0  # without a byte
 _STALL_SECONDS = 60.0  # of one request
+_WRITE_ATTEMPTS = 5  # of one request to S3
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 20.0
 # What a retry does not change, in the words of the stores' clients, which pyarrow passes on as OSError.
@@ -131,6 +133,76 @@ def list_objects(pattern: str) -> list[str]:
     )
 
 
+def write_object(path: str, file: str | os.PathLike[str]) -> None:
+    """Writes an object, from a local file.
+
+    Args:
+        path: ``gs://`` or ``s3://``; an existing object is replaced.
+        file: What is to be in it.
+
+    Raises:
+        OSError: It may not be written, or was not for five minutes, whatever was tried; the message names it.
+    """
+    from pyarrow import ArrowInvalid
+
+    filesystem, inner = _filesystem(path, writes=True)
+    size, furthest = os.path.getsize(file), 0
+    retries = _Retries(path)
+    while True:
+        try:
+            with open(file, "rb") as source, filesystem.open_output_stream(inner) as stream:
+                while chunk := source.read(_CHUNK_BYTES):
+                    stream.write(chunk)
+                    if source.tell() > furthest:
+                        furthest = source.tell()
+                        retries.restart()
+            written = filesystem.get_file_info(inner).size
+            if written != size:
+                raise OSError(f"{written} bytes arrived of {size}")
+        except (OSError, ArrowInvalid) as error:  # the latter is what an upload out of step is answered with
+            kind = type(error) if isinstance(error, OSError) else OSError
+            retries.wait(kind(f"{path} cannot be written: {error}"))
+        else:
+            return
+
+
+def delete_object(path: str) -> None:
+    """Deletes an object, if there is one.
+
+    Args:
+        path: ``gs://`` or ``s3://``.
+
+    Raises:
+        OSError: It cannot be deleted.
+    """
+    filesystem, inner = _filesystem(path, writes=True)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(inner)
+
+
+def check_prefix(path: str) -> None:
+    """Checks that there is a bucket, and nothing in it below a prefix.
+
+    Args:
+        path: ``gs://`` or ``s3://``.
+
+    Raises:
+        FileExistsError: Some object is below it.
+        FileNotFoundError: There is no such bucket.
+        OSError: The store cannot be asked.
+    """
+    from pyarrow import fs
+
+    filesystem, inner = _filesystem(path)
+    bucket = inner.partition("/")[0]
+    if _retried(path, lambda: filesystem.get_file_info(bucket)).type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"there is no bucket {bucket} for {path}")
+    selector = fs.FileSelector(inner, recursive=True, allow_not_found=True)
+    found = next((info.path for info in _retried(path, lambda: filesystem.get_file_info(selector)) if info.is_file), "")
+    if found:
+        raise FileExistsError(f"{path} holds {found} already: name a folder that is new or empty")
+
+
 class _Retries:
     """Waits between attempts, longer each time and never as long as another process, until it gives up."""
 
@@ -154,7 +226,7 @@ class _Retries:
         self._num_failed += 1
         if time.monotonic() > self._deadline:
             raise OSError(
-                f"nothing of {self._path} arrived for {_DEADLINE_SECONDS:g} seconds, in {self._num_failed} attempts; "
+                f"nothing of {self._path} went through for {_DEADLINE_SECONDS:g} seconds, in {self._num_failed} attempts; "
                 f"the last one: {error}"
             ) from error
         longest = min(_FIRST_WAIT_SECONDS * 2**self._num_failed, _LONGEST_WAIT_SECONDS)
@@ -189,29 +261,35 @@ def _in_time(call: Callable[[], T]) -> T:
         raise OSError(f"no answer for {_STALL_SECONDS:g} seconds") from error
 
 
-def _filesystem(path: str) -> tuple[Any, str]:
-    """Returns pyarrow's filesystem for a URL and the path inside it."""
+def _filesystem(path: str, *, writes: bool = False) -> tuple[Any, str]:
+    """Returns pyarrow's filesystem for a URL and the path inside it.
+
+    Reads are retried here, for the clients do not continue within an object; writes by the clients first, part by part,
+    and with their own limits of time: a stream that were left behind would complete its object later.
+    """
     scheme, _, inner = path.partition("://")
     if scheme == "gs":
-        return _gcs(os.environ.get("STORAGE_EMULATOR_HOST", "")), inner
-    return _s3(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")), inner
+        return _gcs(os.environ.get("STORAGE_EMULATOR_HOST", ""), writes=writes), inner
+    return _s3(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", ""), writes=writes), inner
 
 
 @functools.cache
-def _s3(endpoint: str) -> Any:
+def _s3(endpoint: str, *, writes: bool) -> Any:
     from pyarrow import fs
 
-    options = {"endpoint_override": endpoint} if endpoint else {}
-    # The retries are ours: the client's own do not continue within an object.
-    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1))
+    options: dict[str, Any] = {"endpoint_override": endpoint} if endpoint else {}
+    if writes:
+        options["request_timeout"] = _STALL_SECONDS
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=_WRITE_ATTEMPTS if writes else 1)
+    return fs.S3FileSystem(**options, retry_strategy=retries)
 
 
 @functools.cache
-def _gcs(endpoint: str) -> Any:
+def _gcs(endpoint: str, *, writes: bool) -> Any:
     from pyarrow import fs
 
     options: dict[str, Any] = {}
     if endpoint:
         url = urlsplit(endpoint if "//" in endpoint else f"http://{endpoint}")
         options = {"endpoint_override": url.netloc, "scheme": url.scheme, "anonymous": True}
-    return fs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=1))
+    return fs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=_STALL_SECONDS if writes else 1))

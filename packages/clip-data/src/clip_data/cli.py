@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "out, and says what.",
     )
     _add_source_arguments(write)
-    write.add_argument("output", metavar="OUTPUT", help="the folder of the shards, new or empty")
+    write.add_argument("output", metavar="OUTPUT", help="the folder of the shards, new or empty; gs:// or s3:// too")
     write.add_argument(
         "--to", choices=("tfrecord", "webdataset", "parquet"), default="tfrecord", help="format (default tfrecord)"
     )

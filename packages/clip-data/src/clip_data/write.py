@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from clip_data.config import SourceConfig
+from clip_data.destination import Destination, open_destination
 from clip_data.faults import DataError, Fault, RecordError
 from clip_data.fields import IMAGE_KEYS, Record
 from clip_data.image import decode_image
@@ -65,11 +65,12 @@ def write_shards(
     """Packs all records of a source into shards, in their order.
 
     Each record gets a new key, of its shard's and its own number; one that it had becomes ``original_key``. Images are
-    written as they are. The same source gives the same bytes. The folder appears when all is written, or not at all.
+    written as they are. The same source gives the same bytes. A local folder appears when all is written, or not at
+    all; in a bucket the shards appear one by one, and are deleted again if writing fails.
 
     Args:
         source: What to read.
-        folder: Where to; a local folder that does not exist, or is empty.
+        folder: Where to; a folder that does not exist, or is empty: local, or in a bucket (``gs://`` or ``s3://``).
         format: Of the shards.
         samples_per_shard: Of each but the last.
         verify: Whether every image is decoded, strictly, and left out where that fails.
@@ -82,34 +83,22 @@ def write_shards(
     Raises:
         DataError: No record is left to write.
         FileExistsError: The folder holds something.
-        FileNotFoundError: Some pattern of the source names no shard.
+        FileNotFoundError: Some pattern of the source names no shard, or the folder no bucket.
+        OSError: Something cannot be read or written.
         ValueError: A value outside what is said above.
     """
     if format not in get_args(ShardFormat):
         raise ValueError(f"format must be one of {', '.join(get_args(ShardFormat))}, not {format!r}")
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, not {samples_per_shard}")
-    if "://" in str(folder):
-        raise ValueError(f"shards are written to local disks only, not {folder}: write them and copy them there")
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something already: name a folder that is new or empty")
     log = _Log()
     records = _usable(source, log, verify=verify, keep_uncaptioned=keep_uncaptioned)
-    partial = folder.absolute().parent / f".{folder.absolute().name}.partial-{os.getpid()}"
-    partial.mkdir(parents=True)
-    try:
-        names, num_records = _write_all(records, partial, format, samples_per_shard, progress)
+    with open_destination(folder) as destination:
+        names, num_records = _write_all(records, destination, format, samples_per_shard, progress)
         if not num_records:
             raise DataError(f"no record of {source.shards} can be written{log.summary()}")
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
     return Written(
-        shards=tuple(str(folder / name) for name in names),
+        shards=tuple(map(destination.path, names)),
         num_records=num_records,
         left_out=dict(log.counts),
         faults=tuple(log.faults),
@@ -167,7 +156,7 @@ def _usable(source: SourceConfig, log: _Log, *, verify: bool, keep_uncaptioned: 
 
 
 def _write_all(
-    records: Iterator[Record], folder: Path, form: ShardFormat, size: int, progress: Callable[[int], object]
+    records: Iterator[Record], destination: Destination, form: ShardFormat, size: int, progress: Callable[[int], object]
 ) -> tuple[list[str], int]:
     writer = _WRITERS[form]
     digits = max(len(str(size - 1)), 4)
@@ -176,10 +165,12 @@ def _write_all(
     while (first := next(records, None)) is not None:
         shard = itertools.chain([first], itertools.islice(records, size - 1))
         number = len(names)
-        name = f"{number:05d}.{_EXTENSIONS[form]}"
+        name, stats = f"{number:05d}.{_EXTENSIONS[form]}", f"{number:05d}_stats.json"
         keys = (f"{number:05d}{row:0{digits}d}" for row in itertools.count())
-        count = writer(folder / name, _counted(zip(keys, shard, strict=False), total, progress))
-        (folder / f"{number:05d}_stats.json").write_text(json.dumps({"count": count, "successes": count}))
+        count = writer(destination.room / name, _counted(zip(keys, shard, strict=False), total, progress))
+        destination.keep(name)
+        (destination.room / stats).write_text(json.dumps({"count": count, "successes": count}))
+        destination.keep(stats)
         names.append(name)
         total += count
     return names, total
