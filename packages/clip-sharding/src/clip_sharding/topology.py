@@ -1,0 +1,134 @@
+"""Devices to compile for, by name: TPU slices that nobody here owns, the processor, the GPU that is present."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from clip_sharding.chips import CHIPS, Chip, chip_of
+
+_NAME = re.compile(r"(?P<chip>[a-z0-9]+)(?::(?P<shape>\d+(x\d+)*)|-(?P<count>\d+))?")
+_FORMS = "a TPU slice such as v5e:16x16 or v5e-256, cpu:8, or gpu"
+# The largest slice that is one machine, and the chips of a machine of a larger one, by the dimensions of the network.
+_HOST_SHAPES = {2: (2, 2), 3: (2, 2, 1)}
+# Where the number in `v4-128` is of cores, of which a chip has two.
+_NAMED_BY_CORES = ("v3", "v4", "v5p", "tpu7x")
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices that a program can be compiled for.
+
+    Attributes:
+        name: as it was asked for.
+        devices: jax's, or the compiler's descriptions of them.
+        chip: the published peaks; None where there are none.
+        platform: `tpu`, `gpu` or `cpu`.
+    """
+
+    name: str
+    devices: tuple[Any, ...]
+    chip: Chip | None
+    platform: str
+
+    @property
+    def num_chips(self) -> int:
+        """Chips, of which some hold two devices."""
+        return len(self.devices) // (self.chip.devices if self.chip else 1)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of one device; None where they are not known."""
+        if self.platform == "gpu":
+            return (self.devices[0].memory_stats() or {}).get("bytes_limit")
+        return self.chip.memory // self.chip.devices if self.chip else None
+
+
+def find_topology(name: str) -> Topology:
+    """The devices that a name stands for.
+
+    Args:
+        name: `v5e:16x16` (also v3, v4, v5p, v6e, tpu7x), as the cloud's accelerator types count them `v5e-256`,
+            `v4-128`; `cpu:8`, processor devices; `gpu`, the ones of this machine.
+
+    Raises:
+        ValueError: the name stands for nothing, or for a shape that there is not.
+        ImportError: the TPU compiler is not installed.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or match["chip"] not in {*CHIPS, "cpu", "gpu"}:
+        known = [chip.name for chip in CHIPS.values() if chip.device_kind.startswith("TPU")]
+        near = difflib.get_close_matches(match["chip"] if match else name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"a topology is {_FORMS}; the TPUs are {', '.join(known)}; got {name!r}. Did you mean {near!r}?"
+        )
+    if match["chip"] == "cpu":
+        return _cpu(name, int(match["shape"] or match["count"] or 1))
+    chip = CHIPS.get(match["chip"])
+    if chip is None or not chip.device_kind.startswith("TPU"):
+        return _gpu(name)
+    shape = tuple(map(int, match["shape"].split("x"))) if match["shape"] else _slice_shape(name, chip, match["count"])
+    return _tpu(name, chip, shape)
+
+
+def _cpu(name: str, number: int) -> Topology:
+    devices = jax.local_devices(backend="cpu")
+    if len(devices) < number:
+        raise ValueError(
+            f"{name} needs {number} processor devices, and jax was started with {len(devices)}; "
+            f"set XLA_FLAGS=--xla_force_host_platform_device_count={number}"
+        )
+    return Topology(name, tuple(devices[:number]), None, "cpu")
+
+
+def _gpu(name: str) -> Topology:
+    try:
+        devices = jax.devices("gpu")
+    except RuntimeError as error:
+        raise ValueError(f"{name} is the GPU of this machine, and jax sees none: {error}") from error
+    return Topology(name, tuple(devices), chip_of(devices[0].device_kind), "gpu")
+
+
+def _tpu(name: str, chip: Chip, shape: tuple[int, ...]) -> Topology:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            f"{name} needs the TPU compiler, which runs on any Linux machine and is not installed: "
+            'pip install "clip-sharding[tpu]"',
+            name="libtpu",
+        )
+    dims = 2 if chip.num_links == 4 else 3
+    if len(shape) != dims:
+        example = "16x16" if dims == 2 else "4x4x4"
+        raise ValueError(f"a slice of {chip.name} has {dims} dimensions, such as {chip.name}:{example}; got {name!r}")
+    host = _HOST_SHAPES[dims]
+    if any(size % along for size, along in zip(shape, host, strict=True)):
+        host = (1,) * dims
+    kwargs: dict[str, Any] = {"chips_per_host_bounds": (*host, *(1,) * (3 - dims))}
+    if chip.megacore:
+        kwargs["chip_config_name"] = "megacore"
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{chip.name}:{'x'.join(map(str, shape))}", **kwargs
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"the TPU compiler knows no slice {name!r}: {error}") from error
+    return Topology(name, tuple(found.devices), chip, "tpu")
+
+
+def _slice_shape(name: str, chip: Chip, count: str | None) -> tuple[int, ...]:
+    """The squarest slice of that many chips, its sides powers of two, which is how the cloud makes them."""
+    if count is None:
+        raise ValueError(f"say how large a slice: {chip.name}:16x16 or {chip.name}-256; got {name!r}")
+    chips = int(count) // (2 if chip.name in _NAMED_BY_CORES else 1)
+    if chips < 1 or chips & (chips - 1):
+        raise ValueError(f"a slice named by its number has a power of two of chips; got {name!r}: give its shape")
+    dims = 2 if chip.num_links == 4 else 3
+    power = int(math.log2(chips))
+    return tuple(2 ** ((power + i) // dims) for i in range(dims))

@@ -1,0 +1,345 @@
+"""What an optimized program does when it runs: arithmetic, bytes of HBM and bytes between devices, loops counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+from clip_sharding.hlo import Array, Computation, Instruction, Module
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# What moves nothing: names, and the ends of what began earlier.
+_FREE = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "optimization-barrier",
+    "opt-barrier",
+)
+_FREE_CALLS = re.compile(r'custom_call_target="(ConcatBitcast|AssumeGatherIndicesInBound|AllocateBuffer|Sharding)"')
+_LIBRARY_CALLS = re.compile(r'custom_call_target="(__cublas|__cudnn|__onednn|tpu_custom)')
+_CONTRACTING = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
+_GROUP_COUNT = re.compile(r"(feature|batch)_group_count=(\d+)")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
+_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One instruction that a device executes, as often as it does.
+
+    Attributes:
+        name: of the instruction.
+        opcode: such as `fusion`, or a collective's.
+        source: where in the Python program it comes from.
+        times: that it is executed.
+        flops: of one execution, by matrix products and convolutions.
+        bytes: of HBM that one execution reads and writes.
+        sent: bytes that the device sends to others in one.
+    """
+
+    name: str
+    opcode: str
+    source: str
+    times: int
+    flops: float
+    bytes: float
+    sent: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a device does in one call.
+
+    Attributes:
+        work: in the order of the program, loops once, with their `times`.
+        kept: bytes that one loop leaves in HBM for another: activations kept for the way back.
+        uncounted_loops: loops of unknown length, which count as one turn.
+        library_calls: calls into libraries whose arithmetic the text does not tell.
+    """
+
+    work: tuple[Work, ...]
+    kept: float
+    uncounted_loops: int
+    library_calls: int
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Of one device."""
+        return sum(one.times * one.flops for one in self.work)
+
+    @functools.cached_property
+    def flops_counted_once(self) -> float:
+        """As the compiler's own analysis counts them: a loop's body once."""
+        return sum(one.flops for one in self.work)
+
+    @functools.cached_property
+    def bytes(self) -> float:
+        """Of HBM, of one device."""
+        return sum(one.times * one.bytes for one in self.work)
+
+    @functools.cached_property
+    def sent(self) -> dict[str, float]:
+        """Bytes that a device sends, by kind of collective."""
+        found: dict[str, float] = dict.fromkeys(COLLECTIVES, 0.0)
+        for one in self.work:
+            if one.sent:
+                found[one.opcode] += one.times * one.sent
+        return {kind: sent for kind, sent in found.items() if sent}
+
+
+def count_work(module: Module) -> Program:
+    """Walk through a program as a device does."""
+    walk = _Walk(module)
+    work = tuple(walk.through(module.computations[module.entry], 1))
+    return Program(work, walk.kept, walk.uncounted_loops, walk.library_calls)
+
+
+class _Walk:
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.kept = 0.0
+        self.uncounted_loops = 0
+        self.library_calls = 0
+
+    def through(self, computation: Computation, times: int) -> Iterator[Work]:
+        self.kept = max(self.kept, _kept(computation))
+        for one in computation.instructions.values():
+            called = one.called
+            match one.opcode:
+                case "while":
+                    trips = self.module.trips(one, computation)
+                    if trips is None:
+                        self.uncounted_loops += 1
+                    yield from self.through(self.module.computations[called["body"]], times * (trips or 1))
+                case "conditional":
+                    branches = [list(self.through(self.module.computations[name], times)) for name in called.values()]
+                    yield from max(branches, key=lambda branch: sum(w.flops + w.bytes for w in branch))
+                case "call":
+                    yield from self.through(self.module.computations[called["to_apply"]], times)
+                case "async-start":
+                    yield from self.through(self.module.computations[called["calls"]], times)
+                case _ if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")):
+                    continue
+                case _:
+                    yield self._work(one, computation, times)
+
+    def _work(self, one: Instruction, computation: Computation, times: int) -> Work:
+        kind = one.opcode.removesuffix("-start")
+        source = _SOURCE.search(one.attributes)
+        flops, sent = self._flops(one, computation), 0.0
+        if kind in COLLECTIVES:
+            sent = self._sent(kind, one, computation)
+        elif kind == "fusion" and (inner := self._collective_in(one)) is not None:
+            kind = inner
+            sent = self._sent(kind, one, computation)
+        return Work(
+            name=one.name,
+            opcode=kind,
+            source=source[1] if source else "",
+            times=times,
+            flops=flops,
+            bytes=self._bytes(one, computation),
+            sent=sent,
+        )
+
+    def _flops(self, one: Instruction, computation: Computation) -> float:
+        match one.opcode:
+            case "dot":
+                left = computation.instructions[one.operands[0]].arrays[0]
+                found = _CONTRACTING.search(one.attributes)
+                contracted = [int(i) for i in found[1].split(",") if i] if found else []
+                return 2.0 * math.prod(one.arrays[0].dims) * math.prod(left.dims[i] for i in contracted)
+            case "convolution":
+                left, right = (computation.instructions[name].arrays[0] for name in one.operands)
+                return _convolution(one, left, right)
+            case "fusion":
+                inner = self.module.computations[one.called["calls"]]
+                return sum(self._flops(each, inner) for each in inner.instructions.values())
+            case "custom-call" if re.search(
+                r'custom_call_target="(__cublas|__cudnn|__onednn|tpu_custom)', one.attributes
+            ):
+                self.library_calls += 1
+        return 0.0
+
+    def _collective_in(self, fusion: Instruction) -> str | None:
+        """The collective of a fusion that the compiler made of one and what follows it."""
+        inner = self.module.computations[fusion.called["calls"]]
+        kinds = [each.opcode for each in inner.instructions.values() if each.opcode in COLLECTIVES]
+        if not kinds:
+            return None
+        scattered = kinds[0] == "all-reduce" and any(
+            each.opcode == "dynamic-slice" for each in inner.instructions.values()
+        )
+        return "reduce-scatter" if scattered else kinds[0]
+
+    def _sent(self, kind: str, one: Instruction, computation: Computation) -> float:
+        size = sum(array.bytes for name in one.operands for array in computation.instructions[name].arrays)
+        attributes = one.attributes
+        if one.opcode == "fusion":
+            inner = self.module.computations[one.called["calls"]]
+            attributes = next(each.attributes for each in inner.instructions.values() if each.opcode in COLLECTIVES)
+        n = _group_size(attributes, self.module.num_devices)
+        share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
+        return size * share
+
+    def _bytes(self, one: Instruction, computation: Computation) -> float:
+        operands = [computation.instructions[name] for name in one.operands]
+        match one.opcode:
+            case "copy-start":
+                return _hbm(one.arrays[:2])
+            case "slice-start" | "dynamic-slice-start":
+                moved = one.arrays[1]
+                return moved.padded_bytes * (not moved.on_chip) + moved.padded_bytes * (not one.arrays[0].on_chip)
+            case "dynamic-slice" | "slice" | "gather":
+                source = operands[0].arrays[0]
+                return _hbm(one.arrays) + one.arrays[0].padded_bytes * (not source.on_chip)
+            case "dynamic-update-slice":
+                update, target = operands[1].arrays[0], one.arrays[0]
+                return _hbm([update]) + update.padded_bytes * (not target.on_chip)
+            case "custom-call" if _FREE_CALLS.search(one.attributes):
+                return 0.0
+            case "fusion":
+                return self._fusion_bytes(self.module.computations[one.called["calls"]], one, operands)
+        return _hbm(one.arrays) + sum(_hbm(operand.arrays) for operand in operands)
+
+    def _fusion_bytes(self, inner: Computation, one: Instruction, operands: list[Instruction]) -> float:
+        """Operands and results, of which a fusion may read and write slices alone."""
+        total = 0.0
+        for number, operand in enumerate(operands):
+            if operand.arrays and not operand.arrays[0].on_chip:
+                total += self._read(inner, inner.parameters[number])
+        results = (
+            [inner.instructions[name] for name in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
+        )
+        for result, array in zip(results, one.arrays, strict=False):
+            written = inner.origin(result.name)
+            if array.on_chip:
+                continue
+            if written is not None and written.opcode == "dynamic-update-slice":
+                total += inner.instructions[written.operands[1]].arrays[0].padded_bytes
+            else:
+                total += array.padded_bytes
+        return total
+
+    def _read(self, inner: Computation, parameter: Instruction) -> float:
+        """The bytes of a parameter that a fusion, or one inside it, reads."""
+        whole, read = sum(array.padded_bytes for array in parameter.arrays), 0.0
+        todo = [parameter.name]
+        while todo:
+            name = todo.pop()
+            if inner.instructions[name].is_root:
+                return whole
+            for user in inner.users[name]:
+                if user.opcode == "bitcast":
+                    todo.append(user.name)
+                elif user.opcode == "fusion":
+                    nested = self.module.computations[user.called["calls"]]
+                    read += sum(
+                        self._read(nested, nested.parameters[i])
+                        for i, operand in enumerate(user.operands)
+                        if operand == name
+                    )
+                elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                    read += user.arrays[0].padded_bytes
+                elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                    return whole
+        return min(read, whole)
+
+
+def _kept(computation: Computation) -> float:
+    """Bytes of HBM that a loop of this computation leaves for a later one."""
+    found: dict[tuple[str, int], float] = {}
+    for loop in computation.instructions.values():
+        state = computation.origin(loop.operands[0]) if loop.opcode == "while" else None
+        for name in state.operands if state is not None and state.opcode == "tuple" else ():
+            made = computation.origin(name)
+            if made is None or made.opcode != "get-tuple-element":
+                continue
+            maker = computation.origin(made.operands[0])
+            if maker is not None and maker.opcode == "while" and maker is not loop:
+                # What the earlier loop only passed on was there before it.
+                begun = computation.origin(maker.operands[0])
+                if begun is not None and begun.opcode == "tuple":
+                    first = computation.origin(begun.operands[made.index])
+                    if first is not None and first.opcode in ("parameter", "get-tuple-element"):
+                        continue
+                found[maker.name, made.index] = _hbm(made.arrays)
+    return sum(found.values())
+
+
+def _hbm(arrays: tuple[Array, ...] | list[Array]) -> float:
+    return sum(array.padded_bytes for array in arrays if not array.on_chip)
+
+
+def _group_size(attributes: str, num_devices: int) -> int:
+    if found := _MESH_GROUPS.search(attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
+    if found := _IOTA_GROUPS.search(attributes):
+        return int(found[1])
+    if found := _LISTED_GROUPS.search(attributes):
+        return len(found[1].split(","))
+    return num_devices
+
+
+def _convolution(one: Instruction, left: Array, right: Array) -> float:
+    """As XLA counts them: what falls on padding and between dilated elements is no work."""
+    labels, window = _LABELS.search(one.attributes), _WINDOW.search(one.attributes)
+    if labels is None:
+        raise ValueError(f"a convolution has dim_labels; got {one.name} with {one.attributes[:120]!r}")
+    options = dict(re.findall(r"(\w+)=(\S+)", window[1])) if window else {}
+    lhs, rhs, out = labels[1], labels[2], labels[3]
+    groups = {kind: int(number) for kind, number in _GROUP_COUNT.findall(one.attributes)}
+    batch = left.dims[lhs.index("b")] / groups.get("batch", 1)
+    features = left.dims[lhs.index("f")] / groups.get("feature", 1) * right.dims[rhs.index("o")]
+    spatial = sum(label.isdigit() for label in lhs)
+
+    def option(name: str, default: str) -> list[str]:
+        return options[name].split("x") if name in options else [default] * spatial
+
+    positions = 1
+    for i, size, stride, pad, lhs_dilate, rhs_dilate in zip(
+        range(spatial),
+        option("size", "1"),
+        option("stride", "1"),
+        option("pad", "0_0"),
+        option("lhs_dilate", "1"),
+        option("rhs_dilate", "1"),
+        strict=True,
+    ):
+        positions *= _positions(
+            left.dims[lhs.index(str(i))],
+            one.arrays[0].dims[out.index(str(i))],
+            int(size),
+            int(stride),
+            int(pad.split("_")[0]),
+            int(lhs_dilate),
+            int(rhs_dilate),
+        )
+    return 2.0 * batch * features * positions
+
+
+@functools.lru_cache(maxsize=4096)
+def _positions(inputs: int, outputs: int, size: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:
+    """Pairs of output and window elements that meet an input."""
+    if size == 1 and stride == 1 and pad == 0 and lhs_dilate == 1:
+        return outputs
+    met = 0
+    for k, o in itertools.product(range(size), range(outputs)):
+        at = o * stride - pad + k * rhs_dilate
+        met += at % lhs_dilate == 0 and 0 <= at // lhs_dilate < inputs
+    return met

@@ -1,0 +1,147 @@
+"""Counting what a program does: from its jaxpr, from its optimized text, and of programs recorded from the TPU's."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from clip_sharding import CHIPS, DoesNotFitError, MeshConfig, count_flops, find_topology, make_mesh, plan
+from clip_sharding.hlo import Array, parse_hlo
+from clip_sharding.plan import _refusal
+from clip_sharding.roofline import roofline
+from clip_sharding.work import count_work
+
+RECORDED = pathlib.Path(__file__).parent / "recorded"
+
+
+@pytest.fixture(scope="module")
+def eight():
+    return find_topology("cpu:8")
+
+
+def test_flops_of_a_jaxpr_count_loops_devices_and_what_is_computed_again(eight):
+    mesh = make_mesh(MeshConfig(), eight.devices)
+    x, w = jax.ShapeDtypeStruct((16, 8), jnp.float32), jax.ShapeDtypeStruct((3, 8, 8), jnp.float32)
+    product = 2 * 16 * 8 * 8
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+
+    assert count_flops(layers, x, w) == 3 * product
+    assert count_flops(jax.grad(layers, (0, 1)), x, w) == 9 * product
+    again = jax.checkpoint(layers)
+    assert count_flops(jax.grad(again, (0, 1)), x, w) == 12 * product
+    rows = PartitionSpec("data")
+    split = jax.shard_map(lambda x: x @ jnp.ones((8, 8)), mesh=mesh, in_specs=rows, out_specs=rows)
+    assert count_flops(split, x) == product
+    assert count_flops(lambda x: jax.lax.cond(x.sum() > 0, lambda x: x @ x.T, lambda x: x[:, :1] * x[:, 0], x), x) == (
+        2 * 16 * 16 * 8
+    )
+    image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((4, 4, 3, 5))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    patches = lambda i, k: jax.lax.conv_general_dilated(i, k, (4, 4), "VALID", dimension_numbers=numbers)  # noqa: E731
+    assert count_flops(patches, image, kernel) == 2 * (2 * 2 * 2 * 5) * (4 * 4 * 3)
+
+
+def test_the_program_of_eight_devices_is_counted_with_its_loops_and_collectives(eight):
+    mesh = make_mesh(MeshConfig(), eight.devices)
+    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=rows)
+    w = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32, sharding=whole)
+
+    def loss(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0].mean()
+
+    found = plan(
+        jax.jit(jax.grad(loss), out_shardings=whole), w, x, topology=eight, groups={"parameters": w, "batch": x}
+    )
+    assert found.flops == count_flops(jax.grad(loss), w, x) / 8
+    assert found.uncounted_loops == found.library_calls == 0
+    assert 0.5 < found.flops_check <= 1  # so small a program has as much other arithmetic
+    assert found.memory["parameters"] == 5 * 32 * 32 * 4
+    assert found.memory["batch"] == 8 * 32 * 4
+    assert found.memory["peak"] >= found.memory["parameters"] + found.memory["batch"]
+    # What the way there keeps for the way back: the input of each layer, and its cosine.
+    assert found.memory["activations"] in (5 * 8 * 32 * 4, 2 * 5 * 8 * 32 * 4)
+    gradients = 5 * 32 * 32 * 4
+    assert found.sent["all-reduce"] == pytest.approx(2 * 7 / 8 * gradients, rel=0.01)
+    assert found.roofline is None
+
+
+def test_a_recorded_tpu_program_is_counted_as_the_compiler_counts_it():
+    # jax.value_and_grad of three scanned layers of 256 × 256, 512 bfloat16 rows on each of 4 devices of v5e:2x2.
+    program = count_work(parse_hlo((RECORDED / "layers_v5e_2x2.txt").read_text()))
+    product = 2 * 512 * 256 * 256
+    assert program.flops == 9 * product
+    assert program.flops_counted_once == 201326592  # of the compiler's 204144640, which count other arithmetic too
+    assert program.sent == {"all-reduce": pytest.approx(2 * 3 / 4 * 3 * 256 * 256 * 2, rel=0.01)}
+    assert program.uncounted_loops == 0
+    assert 3 * 256 * 256 * 2 < program.bytes < 3e6  # the activations never leave the chip
+    v5e = roofline(program, CHIPS["v5e"])
+    assert v5e.compute == program.flops / 197e12
+    assert v5e.bound <= v5e.in_order <= v5e.compute + v5e.memory + v5e.network
+
+
+@pytest.mark.parametrize(
+    ("array", "size"),
+    [
+        (Array("bf16", (256, 12, 196, 196), "2,3,1,0:T(8,128)(2,1)"), 256 * 12 * 200 * 256 * 2),
+        (Array("f32", (768,), "0:T(1024)"), 1024 * 4),
+        (Array("pred", (), ""), 1),
+    ],
+)
+def test_tiles_are_padded(array, size):
+    assert array.padded_bytes == size
+
+
+def test_memory_on_the_chip_is_no_hbm():
+    assert Array("f32", (8, 128), "1,0:T(8,128)S(1)").on_chip
+    assert not Array("f32", (8, 128), "1,0:T(8,128)").on_chip
+
+
+@pytest.mark.parametrize(
+    ("message", "needed", "available"),
+    [
+        ("Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded by 3.75G", 19.5, 15.75),
+        ("the total memory required for HLO temporaries (304.13G) exceeds available HBM (15.75G).", 305.13, 15.75),
+    ],
+)
+def test_a_refusal_says_by_how_much(message, needed, available):
+    refused = _refusal(RuntimeError(message), 2**30)
+    assert isinstance(refused, DoesNotFitError)
+    np.testing.assert_allclose([refused.needed / 2**30, refused.available / 2**30], [needed, available])
+    assert f"{needed - available:.2f} GiB too many" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("v5x:4x4", "Did you mean 'v5p'"),
+        ("v5e", "say how large"),
+        ("v5e-48", "power of two"),
+        ("cpu:99", "host_platform_device_count=99"),
+        ("gpu", "sees none"),
+    ],
+)
+def test_a_topology_that_is_none_is_refused(name, says):
+    with pytest.raises(ValueError, match=says):
+        find_topology(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is here")
+def test_without_the_tpu_compiler_the_extra_is_named():
+    with pytest.raises(ImportError, match=r"clip-sharding\[tpu\]"):
+        find_topology("v5e-256")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler, clip-sharding[tpu]")
+@pytest.mark.parametrize(
+    ("name", "chips", "devices"), [("v5e-256", 256, 256), ("v4-128", 64, 64), ("tpu7x:2x2x1", 4, 8)]
+)
+def test_slices_have_the_cloud_s_names(name, chips, devices):
+    found = find_topology(name)
+    assert (found.num_chips, len(found.devices)) == (chips, devices)
