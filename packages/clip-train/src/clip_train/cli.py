@@ -102,8 +102,15 @@ def _parser() -> argparse.ArgumentParser:
     add_process_arguments(run)
     run.set_defaults(action=_run)
 
-    evaluate = verbs.add_parser("eval", help="evaluate a run's newest checkpoint")
-    add_config_arguments(evaluate, "a run's directory, or its config")
+    evaluate = verbs.add_parser("eval", help="evaluate a run's newest checkpoint, or any model")
+    add_config_arguments(
+        evaluate, "a run's directory or config; a config with only model and evaluation; or, with --data, a model"
+    )
+    evaluate.add_argument("--data", action="append", default=[], help="shards or a folder of them; may be repeated")
+    evaluate.add_argument("--data-format", help="of --data; guessed from the names")
+    evaluate.add_argument("--task", help="zeroshot_classification, or zeroshot_retrieval")
+    evaluate.add_argument("--classnames", help="a file, or a standard data set such as imagenet1k")
+    evaluate.add_argument("--templates", help="likewise")
     evaluate.add_argument("--to", help="also write the results as JSON to this file")
     add_process_arguments(evaluate)
     evaluate.set_defaults(action=_eval)
@@ -122,6 +129,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(action=_export)
 
+    embed = verbs.add_parser("embed", help="embed a data set's pictures; started again it continues")
+    embed.add_argument("model", help="a run's directory, a model's directory, or a name on the Hugging Face Hub")
+    embed.add_argument("--data", required=True, help="shards, a folder of them, or a folder of pictures")
+    embed.add_argument("--data-format", help="of --data; guessed from the names")
+    embed.add_argument("--to", required=True, help="the directory for the embeddings")
+    embed.add_argument("--format", choices=("parquet", "npy"), default="parquet", help="default: %(default)s")
+    embed.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: %(default)s")
+    embed.add_argument("--batch-size", type=int, default=256, help="pictures at once (default: %(default)s)")
+    embed.add_argument("--shard-size", type=int, default=65536, help="embeddings in a file (default: %(default)s)")
+    embed.set_defaults(action=_embed)
+
+    search = verbs.add_parser("search", help="find the pictures nearest to a sentence or a picture")
+    search.add_argument("directory", help="that clip-train embed wrote")
+    search.add_argument("query", help="a sentence, or the path of a picture")
+    search.add_argument("--top", type=int, default=24, help="how many (default: %(default)s)")
+    search.add_argument("--to", help="the page of thumbnails (default: search.html)")
+    search.set_defaults(action=_search)
+
     schema = verbs.add_parser("schema", help="print the JSON schema of a config")
     schema.set_defaults(action=_schema)
     return parser
@@ -135,10 +160,46 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    to = Path(options.to) if options.to else None
+    from clip_train.evaluate_model import asked_of, evaluate_model, trains
+
+    if options.data or not trains(options.config):
+        config = asked_of(
+            options.config,
+            data=options.data,
+            overrides=options.overrides,
+            task=options.task,
+            data_format=options.data_format,
+            classnames=options.classnames,
+            templates=options.templates,
+        )
+        return evaluate_model(config, to=to)
     config = _start(options)
     from clip_train.run import evaluate_run
 
-    return evaluate_run(config, to=Path(options.to) if options.to else None)
+    return evaluate_run(config, to=to)
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from clip_train.retrieve import run_embed
+
+    return run_embed(
+        options.model,
+        options.data,
+        Path(options.to),
+        data_format=options.data_format,
+        format=options.format,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+    )
+
+
+def _search(options: argparse.Namespace) -> int:
+    from clip_train.retrieve import run_search
+
+    to = Path(options.to) if options.to else None
+    return run_search(Path(options.directory), options.query, top=options.top, to=to)
 
 
 def _start(options: argparse.Namespace) -> TrainConfig:

@@ -53,11 +53,11 @@ def read_config(cls: type[T], file: str | Path, overrides: Sequence[str] = ()) -
         ConfigError: with one line per fault.
     """
     file = Path(file).expanduser()
-    tree = _read_json(file)
+    tree = read_json(file)
     tree.pop("$schema", None)
     tree = _rebase(tree, file.resolve().parent)
     for override in overrides:
-        _set(tree, override)
+        set_field(tree, override)
     return parse_config(cls, tree)
 
 
@@ -110,7 +110,12 @@ def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(cls)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file, in which `//` comments may stand.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds none.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -129,7 +134,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
+def set_field(tree: dict[str, Any], override: str) -> None:
+    """Set a field of a tree of JSON values, by an override as in `read_config`.
+
+    Raises:
+        ConfigError: it names no place in the tree.
+    """
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"--set takes path=value, such as data.seed=1; got {override!r}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.resources
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from clip_train.chart import line_chart
 from clip_train.evaluate import Example, Result
 from clip_train.log import Row
+from clip_train.thumbnail import data_url
 
 _MOST_CLASSES = 40
 
@@ -108,15 +107,7 @@ def _confusion(result: Result) -> dict[str, Any]:
 
 def _example(example: Example) -> dict[str, Any]:
     return {
-        "source": _data_url(example.image),
+        "source": data_url(example.image),
         "caption": example.caption,
         "matches": [{"text": text, "score": f"{score:.2f}", "right": right} for text, score, right in example.matches],
     }
-
-
-def _data_url(image: np.ndarray) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -112,7 +112,6 @@ def _heap_select(items: list[_Item], first: int, middle: int, last: int) -> None
 def _partition(items: list[_Item], first: int, last: int) -> int:
     """Part a range by the median of three of its items, and return where the second part begins."""
     a, b, c = first + 1, first + (last - first) // 2, last - 1
-    x, y, z = items[a][0], items[b][0], items[c][0]
     median = sorted((a, b, c), key=lambda place: items[place][0])[1]
     items[first], items[median] = items[median], items[first]
     pivot = items[first][0]

@@ -6,6 +6,7 @@ from clip_train.evaluate.encoders import Encoders
 from clip_train.evaluate.linear_probe import linear_probe
 from clip_train.evaluate.prompts import (
     Prompts,
+    dataset_type,
     is_multi_label,
     read_classnames,
     read_prompts,
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "check_evaluation",
     "class_embeds",
+    "dataset_type",
     "evaluate",
     "evaluation_data",
     "is_multi_label",

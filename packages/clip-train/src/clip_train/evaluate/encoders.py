@@ -53,7 +53,11 @@ class Encoders:
 
     def images(self, params: Any, batch: Batch) -> np.ndarray:
         """Unit-norm embeddings, float32 `[n, e]`, of the real rows of this process's part of a batch."""
-        return to_local(self._image(params, to_global(image_arrays(batch), self._mesh)))[batch.mask]
+        return to_local(self.start_images(params, batch))[batch.mask]
+
+    def start_images(self, params: Any, batch: Batch) -> jax.Array:
+        """Begin to encode the pictures of a batch, and do not wait: float32 `[b, e]`, for `to_local` to fetch."""
+        return self._image(params, to_global(image_arrays(batch), self._mesh))
 
     def texts(self, params: Any, tokenizer: Tokenizer, sentences: Sequence[str], *, batch_size: int) -> np.ndarray:
         """Unit-norm embeddings, float32 `[n, e]`, of n sentences, the same ones in every process."""

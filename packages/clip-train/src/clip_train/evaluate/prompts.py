@@ -126,10 +126,13 @@ def read_classnames(given: str | Sequence[str] | None, source: SourceConfig) -> 
 
 def is_multi_label(given: bool | None, source: SourceConfig) -> bool:
     """Whether samples may have several labels: as given, or as `dataset_type.txt` beside or above the shards says."""
-    if given is not None:
-        return given
+    return dataset_type(source) == "multilabel" if given is None else given
+
+
+def dataset_type(source: SourceConfig) -> str | None:
+    """What `dataset_type.txt` beside or above the shards says, as CLIP_benchmark writes it, such as `retrieval`."""
     found = _find("dataset_type.txt", source)
-    return found is not None and found.read_text(encoding="utf-8").strip().lower() == "multilabel"
+    return None if found is None else found.read_text(encoding="utf-8").strip().lower()
 
 
 def _entries(given: Any, field: str, filename: str, source: SourceConfig) -> Any:
