@@ -17,8 +17,9 @@ from clip_train.config_file import STRICT
 from clip_train.evaluate import EvaluationConfig
 from clip_train.log import LogConfig
 from clip_train.objective import LossConfig
-from clip_train.optimizers import AdamWConfig, Length, ScheduleConfig
+from clip_train.optimizers import AdamWConfig, Length, Optimizer, ScheduleConfig
 from clip_train.optimizers.schedule import check_length
+from clip_train.state import EmaConfig
 
 
 def _kind_of_sharding(given: Any) -> str:
@@ -153,8 +154,9 @@ class TrainConfig:
         train_samples: how long: pairs, or `"30 epochs"`.
         microbatch_size: pairs whose activations are held at once, over all devices; by default the global batch.
         loss: which.
-        optimizer: its numbers.
+        optimizer: which, and its numbers.
         schedule: of the learning rate.
+        ema: whether moving averages of the parameters are kept.
         evaluation: what is measured on held-out data.
         mesh: how many devices each mesh axis spans; by default what `sharding` needs.
         sharding: `replicated`, `fsdp`, `tensor`, `fsdp+tensor`, or `auto`: replicated while parameters and optimizer
@@ -177,8 +179,9 @@ class TrainConfig:
     train_samples: Length
     microbatch_size: int | None = None
     loss: LossConfig = LossConfig()
-    optimizer: AdamWConfig = AdamWConfig()
+    optimizer: Optimizer = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    ema: EmaConfig | None = None
     evaluation: tuple[EvaluationConfig, ...] = ()
     mesh: MeshConfig | None = None
     sharding: Sharding = "auto"

@@ -189,10 +189,16 @@ def _rebase(node: Any, base: Path, key: str = "") -> Any:
 
 def _explain(cls: type, fault: Any) -> str:
     loc, given = fault["loc"], fault["input"]
-    path = ".".join(str(part) for part in loc) or "the config"
+    owner, parts = _owner(cls, loc)
+    path = ".".join(parts) or "the config"
     kind = fault["type"]
+    if kind == "union_tag_invalid":
+        choices = re.findall(r"'([^']*)'", fault["ctx"]["expected_tags"])
+        near = difflib.get_close_matches(fault["ctx"]["tag"], choices, n=1, cutoff=0.5)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        return f"{path}.kind: must be one of {', '.join(choices)}; got {fault['ctx']['tag']!r}{hint}"
     if kind == "unexpected_keyword_argument":
-        valid = sorted(_fields_at(cls, loc[:-1]))
+        valid = sorted(field.name for field in dataclasses.fields(owner))
         near = difflib.get_close_matches(str(loc[-1]), valid, n=1, cutoff=0.5)
         known = f"Did you mean {near[0]!r}?" if near else f"Valid here: {', '.join(valid)}."
         return f"{path}: unknown key. {known}"
@@ -215,20 +221,44 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _fields_at(cls: Any, loc: Sequence[Any]) -> set[str]:
-    """The field names of the dataclass that a location leads to."""
+def _owner(cls: Any, loc: Sequence[Any]) -> tuple[Any, list[str]]:
+    """The dataclass that holds the end of a location, and the location as the user wrote it, without unions' kinds."""
+    parts: list[str] = []
+    hint: Any = cls
     for part in loc:
-        if isinstance(part, int):
+        tagged = _tagged(hint)
+        if part in tagged:
+            hint = tagged[part]
             continue
-        hints = typing.get_type_hints(cls)
-        if part in hints:
-            cls = _dataclass_in(hints[part])
-    return {field.name for field in dataclasses.fields(cls)}
+        parts.append(str(part))
+        if dataclasses.is_dataclass(found := _dataclass_in(hint)) and not isinstance(part, int):
+            cls = found
+            hint = typing.get_type_hints(found, include_extras=True).get(part)
+    return cls, parts
+
+
+def _tagged(hint: Any) -> dict[str, Any]:
+    """The members of a union whose kinds are told apart, by kind."""
+    while typing.get_origin(hint) is typing.Annotated and not any(
+        isinstance(extra, pydantic.Tag) for extra in hint.__metadata__
+    ):
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return {}
+    return {
+        extra.tag: typing.get_args(member)[0]
+        for member in typing.get_args(hint)
+        if typing.get_origin(member) is typing.Annotated
+        for extra in member.__metadata__
+        if isinstance(extra, pydantic.Tag)
+    }
 
 
 def _dataclass_in(hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return hint
+    if typing.get_origin(hint) is typing.Annotated:
+        return _dataclass_in(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple, list):
         return next((found for arg in typing.get_args(hint) if (found := _dataclass_in(arg))), None)
     return None

@@ -31,7 +31,8 @@ from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.inputs import both_towers
 from clip_train.objective import ContrastiveObjective, clip_objective
-from clip_train.optimizers import make_optimizer, make_schedule, to_samples, to_steps
+from clip_train.optimizers import ParameterOptions, make_optimizer, make_schedule, to_samples, to_steps
+from clip_train.optimizers.names import map_named
 from clip_train.state import TrainState, abstract_state
 from clip_train.step import Step, make_step
 from clip_train.weights import Origin
@@ -74,6 +75,7 @@ class Program:
         tx: the optimizer.
         learning_rate: the schedule.
         abstract: the state's shapes and shardings.
+        trainable: which parameters are, as a tree of bools; `None` if all are.
         num_steps: updates in the run.
         warmup_steps: of the learning rate.
     """
@@ -88,6 +90,7 @@ class Program:
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
     abstract: TrainState
+    trainable: Any
     num_steps: int
     warmup_steps: int
 
@@ -109,6 +112,8 @@ class Program:
             num_microbatches=self.num_microbatches,
             learning_rate=self.learning_rate,
             abstract=self.abstract,
+            trainable=self.trainable,
+            ema_decay=self.config.ema.decay if self.config.ema else None,
         )
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -190,17 +195,29 @@ def make_program(config: TrainConfig, origin: Origin, where: Place, *, samples_p
                 "or set a smaller global_batch_size"
             )
     with located("schedule"):
-        warmup_steps = to_steps(
-            config.schedule.warmup,
+        steps = functools.partial(
+            to_steps,
             num_steps=num_steps,
             global_batch_size=config.global_batch_size,
             samples_per_epoch=samples_per_epoch,
         )
-        peak = config.optimizer.learning_rate or LEARNING_RATE_FROM_SCRATCH
-        rate = make_schedule(config.schedule, peak=peak, warmup_steps=warmup_steps, num_steps=num_steps)
+        schedule = config.schedule
+        warmup_steps = steps(schedule.warmup)
+        rate = make_schedule(
+            schedule,
+            peak=config.optimizer.learning_rate or LEARNING_RATE_FROM_SCRATCH,
+            warmup_steps=warmup_steps,
+            num_steps=num_steps,
+            offset_steps=steps(schedule.offset),
+            timescale_steps=None if schedule.timescale is None else steps(schedule.timescale),
+            cooldown_steps=steps(schedule.cooldown),
+        )
     axes = logical_axes(model)
     make = functools.partial(init, model, jax.random.key(config.seed))
-    tx = make_optimizer(config.optimizer, rate, axes=axes)
+    with located("optimizer"):
+        options = ParameterOptions(config.optimizer, axes)
+        trainable = map_named(lambda name, _: not options.frozen(name), jax.eval_shape(make))
+        tx = make_optimizer(config.optimizer, rate, axes=axes, mesh=where.mesh)
     with located("sharding"):
         placed = shardings(where.rules, where.mesh, axes, jax.eval_shape(make))
     return Program(
@@ -213,7 +230,15 @@ def make_program(config: TrainConfig, origin: Origin, where: Place, *, samples_p
         num_microbatches=where.num_microbatches,
         tx=tx,
         learning_rate=rate,
-        abstract=abstract_state(make, tx, placed, where.mesh),
+        abstract=abstract_state(
+            make,
+            tx,
+            placed,
+            where.mesh,
+            averaged=None if config.ema is None else trainable,
+            block_axes=getattr(config.optimizer, "shard_over", ()),
+        ),
+        trainable=None if all(jax.tree.leaves(trainable)) else trainable,
         num_steps=num_steps,
         warmup_steps=warmup_steps,
     )

@@ -86,6 +86,7 @@ def resolve(config: TrainConfig, *, platform: str | None = None) -> tuple[TrainC
     rate = config.optimizer.learning_rate
     if rate is None:
         rate = LEARNING_RATE_FROM_SCRATCH if origin.load is None else _LEARNING_RATE_FROM_PRETRAINED
+        rate *= config.optimizer.relative_rate
     resolved = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, config=model),

@@ -1,4 +1,4 @@
-"""What training changes: step, parameters, optimizer state; created where it will live."""
+"""What training changes: step, parameters, optimizer state, averages; created where it will live."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from clip_train.optimizers.names import name_of
+from clip_train.optimizers.shampoo import Blocks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Moving averages of the parameters, over updates.
+
+    Attributes:
+        decay: of the averages; those of the first updates follow faster.
+        evaluate: evaluations and `clip-train export` take the averages and not the parameters.
+    """
+
+    decay: float = 0.9999
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what is no decay."""
+        if not 0 < self.decay < 1:
+            raise ValueError(f"decay is between 0 and 1, such as 0.9999; got {self.decay}")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -22,35 +43,66 @@ class TrainState:
         step: updates made so far, int32 [].
         params: a tree of arrays.
         opt_state: the optimizer's own tree.
+        ema: moving averages of the parameters that are trained, the others `None`; or `None` where none are kept.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    ema: Any = None
+
+    def averaged(self) -> Any:
+        """The parameters, each as its moving average where one is kept."""
+        return self.params if self.ema is None else merge(self.ema, self.params)
+
+
+def select(tree: Any, mask: Any) -> Any:
+    """The leaves of a tree where a mask of it is true; `None` elsewhere."""
+    return jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
+
+
+def merge(tree: Any, rest: Any) -> Any:
+    """The leaves of a tree, and those of another one where it has `None`."""
+    return jax.tree.map(lambda ours, theirs: theirs if ours is None else ours, tree, rest, is_leaf=lambda x: x is None)
 
 
 def abstract_state(
-    init: Callable[[], Any], tx: optax.GradientTransformation, param_shardings: Any, mesh: Mesh
+    init: Callable[[], Any],
+    tx: optax.GradientTransformation,
+    param_shardings: Any,
+    mesh: Mesh,
+    *,
+    averaged: Any = None,
+    block_axes: tuple[str, ...] = (),
 ) -> TrainState:
     """The shapes, dtypes and shardings of a state, without a byte of it: what `create_state` makes and a restore fills.
 
     Args:
         init: makes the parameters.
-        tx: the optimizer; each of its arrays that is shaped like a parameter is placed like that parameter.
+        tx: the optimizer; each of its arrays that belongs to a parameter and has its shape is placed like it.
         param_shardings: a tree of `NamedSharding` like the parameters'.
         mesh: where the rest goes, on every device.
+        averaged: which parameters a moving average is kept of, as a tree of bools; `None`, of none.
+        block_axes: the mesh axes over which Shampoo's blocks are divided.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     params = jax.tree.map(_placed, jax.eval_shape(init), param_shardings)
-    opt_state = optax.tree_utils.tree_map_params(
-        tx,
-        lambda shape, sharding: _placed(shape, sharding),
-        jax.eval_shape(tx.init, params),
-        param_shardings,
-        transform_non_params=lambda shape: _placed(shape, replicated),
+    of_name = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def place(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, Blocks):
+            blocks = NamedSharding(mesh, PartitionSpec(block_axes))
+            return jax.tree.map(lambda array: _placed(array, blocks), leaf)
+        # The path of an array that belongs to a parameter ends in the parameter's.
+        owner = next((of_name[name] for i in range(len(path)) if (name := name_of(path[i:])) in of_name), None)
+        return _placed(leaf, owner.sharding if owner is not None and owner.shape == leaf.shape else replicated)
+
+    opt_state = jax.tree_util.tree_map_with_path(
+        place, jax.eval_shape(tx.init, params), is_leaf=lambda node: isinstance(node, Blocks)
     )
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    return TrainState(step=step, params=params, opt_state=opt_state)
+    ema = None if averaged is None else select(params, averaged)
+    return TrainState(step=step, params=params, opt_state=opt_state, ema=ema)
 
 
 def create_state(init: Callable[[], Any], tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
@@ -58,7 +110,8 @@ def create_state(init: Callable[[], Any], tx: optax.GradientTransformation, abst
 
     def create() -> TrainState:
         params = init()
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+        ema = None if abstract.ema is None else select(params, _mask(abstract))
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), ema=ema)
 
     return jax.jit(create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
 
@@ -82,7 +135,19 @@ def state_from_params(params: Any, tx: optax.GradientTransformation, abstract: T
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
     opt_state = jax.jit(tx.init, out_shardings=shardings)(placed)
     step = jax.make_array_from_callback((), abstract.step.sharding, lambda _: np.zeros((), np.int32))
-    return TrainState(step=step, params=placed, opt_state=opt_state)
+    # The step consumes its state: an average that shares its buffers with the parameters would go with them.
+    ema = None if abstract.ema is None else _copy(select(placed, _mask(abstract)))
+    return TrainState(step=step, params=placed, opt_state=opt_state, ema=ema)
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _mask(abstract: TrainState) -> Any:
+    """Which parameters are averaged."""
+    return jax.tree.map(lambda leaf: leaf is not None, abstract.ema, is_leaf=lambda leaf: leaf is None)
 
 
 def _placed(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

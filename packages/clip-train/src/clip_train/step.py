@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from clip_train.accumulate import accumulated_value_and_grad
 from clip_train.objective import ContrastiveObjective, LossFn, Metrics
-from clip_train.state import TrainState
+from clip_train.state import TrainState, merge, select
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
@@ -24,6 +26,8 @@ def make_step(
     num_microbatches: int = 1,
     learning_rate: optax.Schedule | None = None,
     abstract: TrainState | None = None,
+    trainable: Any = None,
+    ema_decay: float | None = None,
 ) -> Step:
     """Build the update.
 
@@ -35,6 +39,9 @@ def make_step(
         learning_rate: only to report it among the metrics.
         abstract: the state's shapes and shardings; each array stays in its own. Without it the compiler may move what
             it finds better elsewhere, and the second update compiles again.
+        trainable: which parameters are trained, as a tree of bools; no gradient is computed for the others. By default
+            all are.
+        ema_decay: of the moving averages in the state; the first ones weigh less, as min(decay, (1 + n) / (10 + n)).
 
     Returns:
         A function that consumes its state (the buffers are donated) and returns the next one with the metrics of the
@@ -43,11 +50,7 @@ def make_step(
     Raises:
         ValueError: several microbatches of a loss that is not in two halves.
     """
-    if num_microbatches == 1:
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    elif isinstance(loss_fn, ContrastiveObjective):
-        value_and_grad = functools.partial(accumulated_value_and_grad, loss_fn, num_microbatches)
-    else:
+    if num_microbatches > 1 and not isinstance(loss_fn, ContrastiveObjective):
         raise ValueError(
             f"accumulation needs the two halves of a ContrastiveObjective; got {type(loss_fn).__name__} "
             f"with num_microbatches={num_microbatches}"
@@ -58,12 +61,34 @@ def make_step(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, metrics), grads = value_and_grad(state.params, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        mask = jax.tree.map(lambda _: True, state.params) if trainable is None else trainable
+        trained = select(state.params, mask)
+        loss_of = loss_fn if trainable is None else _given(loss_fn, state.params)
+        if isinstance(loss_of, ContrastiveObjective) and num_microbatches > 1:
+            (loss, metrics), grads = accumulated_value_and_grad(loss_of, num_microbatches, trained, batch, key)
+        else:
+            (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trained, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
         if learning_rate is not None:
             metrics["learning_rate"] = learning_rate(state.step)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        trained = optax.apply_updates(trained, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, ema, trained)
+        params = merge(trained, state.params)
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
+
+
+def _given(loss_fn: LossFn, params: Any) -> LossFn:
+    """A loss of the parameters that are trained, given all of them: its others are constants to it."""
+    if not isinstance(loss_fn, ContrastiveObjective):
+        return lambda trained, batch, key: loss_fn(merge(trained, params), batch, key)
+    return dataclasses.replace(
+        loss_fn,
+        encode=lambda trained, batch, key: loss_fn.encode(merge(trained, params), batch, key),
+        loss=lambda embeds, trained: loss_fn.loss(embeds, merge(trained, params)),
+    )

@@ -86,8 +86,7 @@ def test_updates_follow_the_published_implementation(name, recorded):
         np.testing.assert_allclose(norms, 1, atol=0.001)
 
 
-@pytest.mark.parametrize("graft", ["rmsprop_normalized", "adagrad_normalized"])
-def test_layers_that_are_stacked_move_as_if_they_were_apart_and_devices_change_nothing(graft):
+def test_layers_that_are_stacked_move_as_if_they_were_apart_and_devices_change_nothing():
     layers = (
         np.random.default_rng(0).normal(size=(4, 3, 6, 5)).astype(np.float32) * np.array([1, 10, 0.1])[:, None, None]
     )

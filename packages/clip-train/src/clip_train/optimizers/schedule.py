@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 Length = int | str
@@ -84,45 +86,85 @@ def _parse(length: str) -> tuple[float, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate moves: linear warm-up from zero to its peak, then decay.
+    """How the learning rate moves: zero, then up in a line to its peak, then decay, then down in a line to zero.
 
     Attributes:
+        offset: how long it is zero first.
         warmup: how long the warm-up takes.
-        decay: the shape after it: down to `end_fraction` of the peak by the last step, or `constant`.
-        end_fraction: the final learning rate as a fraction of the peak.
+        decay: the shape after it. `cosine`, `linear` and `exponential` go down to `end_fraction` of the peak by the
+            last step before the cooldown; `rsqrt` falls as 1 / √(1 + t / `timescale`); `constant` stays.
+        end_fraction: of the peak; `exponential` needs it above 0.
+        timescale: of `rsqrt`; by default the warm-up.
+        cooldown: how long the way down to zero takes, at the end.
     """
 
+    offset: Length = 0
     warmup: Length = "3%"
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "exponential", "rsqrt", "constant"] = "cosine"
     end_fraction: float = 0.0
+    timescale: Length | None = None
+    cooldown: Length = 0
 
     def __post_init__(self) -> None:
-        """Refuse what is no length and fractions outside [0, 1]."""
-        check_length(self.warmup, "warmup")
+        """Refuse what is no length, and fractions outside [0, 1]."""
+        for name in ("offset", "warmup", "cooldown"):
+            check_length(getattr(self, name), name)
+        if self.timescale is not None:
+            check_length(self.timescale, "timescale")
         if not 0 <= self.end_fraction <= 1:
             raise ValueError(f"end_fraction is between 0 and 1; got {self.end_fraction}")
+        if self.decay == "exponential" and self.end_fraction == 0:
+            raise ValueError("end_fraction of an exponential decay is above 0, such as 0.01; got 0")
 
 
-def make_schedule(config: ScheduleConfig, *, peak: float, warmup_steps: int, num_steps: int) -> optax.Schedule:
+def make_schedule(
+    config: ScheduleConfig,
+    *,
+    peak: float,
+    warmup_steps: int,
+    num_steps: int,
+    offset_steps: int = 0,
+    timescale_steps: int | None = None,
+    cooldown_steps: int = 0,
+) -> optax.Schedule:
     """The learning rate as a function of the number of updates made so far.
 
     Args:
-        config: the shape.
+        config: the shape; its lengths are not read.
         peak: the learning rate at the end of the warm-up.
-        warmup_steps: updates before the peak.
+        warmup_steps: updates from the offset to the peak.
         num_steps: updates in all.
+        offset_steps: updates before the warm-up.
+        timescale_steps: of `rsqrt`; by default the warm-up.
+        cooldown_steps: the last updates.
 
     Raises:
-        ValueError: the warm-up is longer than the run.
+        ValueError: offset, warm-up and cooldown are longer than the run, or `rsqrt` has no timescale.
     """
-    if warmup_steps > num_steps:
-        raise ValueError(f"warmup must fit in the run; got {warmup_steps} steps of warm-up in a run of {num_steps}")
-    end, after = peak * config.end_fraction, max(num_steps - warmup_steps, 1)
+    before = offset_steps + warmup_steps
+    if before + cooldown_steps > num_steps:
+        parts = [f"{warmup_steps} steps of warm-up"]
+        parts += [f"{offset_steps} of offset"] if offset_steps else []
+        parts += [f"{cooldown_steps} of cooldown"] if cooldown_steps else []
+        raise ValueError(f"warmup must fit in the run; got {', '.join(parts)} in a run of {num_steps}")
+    timescale = warmup_steps if timescale_steps is None else timescale_steps
+    if config.decay == "rsqrt" and timescale == 0:
+        raise ValueError("timescale of a decay rsqrt is the warm-up, and there is none; set schedule.timescale")
+    end, after = peak * config.end_fraction, max(num_steps - before - cooldown_steps, 1)
     decay: optax.Schedule = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, after, config.end_fraction),
         "linear": lambda: optax.linear_schedule(peak, end, after),
+        "exponential": lambda: optax.exponential_decay(peak, after, config.end_fraction, end_value=end),
+        "rsqrt": lambda: lambda count: peak * jax.lax.rsqrt(1 + jnp.asarray(count, jnp.float32) / timescale),
         "constant": lambda: optax.constant_schedule(peak),
     }[config.decay]()
-    if warmup_steps == 0:
-        return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decay], [warmup_steps])
+    parts, boundaries = [], []
+    if offset_steps:
+        parts, boundaries = [optax.constant_schedule(0.0)], [offset_steps]
+    if warmup_steps:
+        parts, boundaries = [*parts, optax.linear_schedule(0.0, peak, warmup_steps)], [*boundaries, before]
+    whole = optax.join_schedules([*parts, decay], boundaries)
+    if cooldown_steps:
+        down = optax.linear_schedule(float(jnp.asarray(decay(after))), 0.0, cooldown_steps)
+        whole = optax.join_schedules([whole, down], [num_steps - cooldown_steps])
+    return whole
