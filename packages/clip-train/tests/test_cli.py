@@ -41,10 +41,14 @@ def test_a_run_learns_and_leaves_its_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {"config.json", "environment.json", "metrics.jsonl", "results.json", "checkpoints", "report.html"}
     rows = read_jsonl(finished / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 121))
+    assert [row["step"] for row in rows] == list(range(121))
+    before, *rows = rows
+    assert "colours/acc1" in before
+    assert "loss" not in before
     assert {"loss", "grad_norm", "learning_rate", "logit_scale", "logit_bias", "images_per_second"} <= rows[0].keys()
     assert rows[-1]["loss"] < rows[0]["loss"] / 3
     assert [row["step"] for row in rows if "colours/acc1" in row] == [60, 120]
+    assert {"grad_norm/vision", "update_norm/text", "param_norm", "verdict"} <= rows[0].keys()
     results = {
         result["dataset"]: result for result in json.loads((finished / "results.json").read_text())["evaluation"]
     }
@@ -99,7 +103,7 @@ def test_eval_gives_the_same_results_and_export_the_same_weights(finished, tmp_p
     assert "open_clip cannot express" in message
 
 
-def test_weights_of_a_run_start_another(finished, squares, tmp_path):
+def test_weights_of_a_run_start_and_teach_another(finished, squares, tmp_path):
     args = ["run", str(squares / "config.json"), "--set", f"output_dir={tmp_path / 'b'}"]
     tuned = [
         *args,
@@ -109,11 +113,16 @@ def test_weights_of_a_run_start_another(finished, squares, tmp_path):
         "train_samples=32",
         "--set",
         "optimizer={}",
+        "--set",
+        "data.image_size=24",
+        "--set",
+        f'loss={{"distillation": {{"teacher": "{finished}"}}}}',
     ]
     assert main([*tuned, "--set", "evaluation=[]"]) == 0
     rows = read_jsonl(tmp_path / "b" / "metrics.jsonl")
     assert len(rows) == 2
-    assert rows[0]["loss"] < read_jsonl(finished / "metrics.jsonl")[5]["loss"]
+    assert rows[0]["contrastive_loss"] < read_jsonl(finished / "metrics.jsonl")[6]["loss"]
+    assert 0 < rows[0]["distillation_loss"] < 0.5
     assert json.loads((tmp_path / "b" / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-5
 
 
@@ -135,7 +144,7 @@ def test_a_stopped_run_continues_bit_for_bit(finished, squares, tmp_path, number
     assert main(["run", str(squares / "config.json"), "--set", f"output_dir={output}"]) == 0
     rows, expected = read_jsonl(output / "metrics.jsonl"), read_jsonl(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
-    assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
+    assert [row.get("loss") for row in rows] == [row.get("loss") for row in expected]
     jax.tree.map(np.testing.assert_array_equal, load_run(output)[1], load_run(finished)[1])
 
 
@@ -178,7 +187,7 @@ def test_a_foreign_directory_is_refused(squares, tmp_path, capsys):
         ("evaluation.0.data.label_key=hue", "evaluation.0: 21 of 21 samples could not be used"),
         ("evaluation.0.classnames=gone.txt", "evaluation.0: no classnames found at gone.txt"),
         ('model={"preset": "siglip-b16-224"}', "siglip-b-16-224"),
-        ("model.config.text.vocab_size=8", "ids go up to 10, but the text tower has a vocabulary of 8"),
+        ("model.config.text.vocab_size=8", "ids go up to 10, but the model has a vocabulary of 8"),
         ("model.config.preprocess.tokenizer=./gone", "model.config.preprocess.tokenizer"),
         ("model.config.vision.num_heads=5", "model.config.vision: width must be a multiple of num_heads"),
         ('mesh={"data": 3}', "mesh: the mesh axes must multiply to the number of devices, 8"),

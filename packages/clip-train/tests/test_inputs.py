@@ -86,7 +86,7 @@ def test_a_model_of_patches_trains_and_is_evaluated(wide):
     config, origin = resolve(read_config(TrainConfig, wide / "wide.json"))
     setup, mesh = prepare(config, origin), make_mesh(MeshConfig(), jax.devices()[:1])
     tx = optax.sgd(1e-2)
-    step = make_step(clip_objective(setup.model, setup.loss, mesh, config.data.augment), tx)
+    step = make_step(clip_objective(setup.model, config.loss, mesh, config.data.augment), tx)
     rng, shapes = np.random.default_rng(0), setup.abstract.params  # to compile what draws them would take seconds
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     state = TrainState(step=np.int32(0), params=params, opt_state=tx.init(params))

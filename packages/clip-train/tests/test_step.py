@@ -9,7 +9,7 @@ import pytest
 
 from clip_models import ClipConfig, TextConfig, VisionConfig, init, logical_axes
 from clip_sharding import MeshConfig, PartitionConfig, bytes_per_device, make_mesh, shardings, strategy, to_global
-from clip_train.objective import clip_objective
+from clip_train.objective import LossConfig, clip_objective
 from clip_train.optimizers import AdamWConfig, ScheduleConfig, make_optimizer, make_schedule
 from clip_train.state import abstract_state, create_state, state_from_params
 from clip_train.step import make_step
@@ -58,7 +58,7 @@ def train(kind, name="replicated", num_steps=20, num_devices=8, **sizes):
     schedule = make_schedule(ScheduleConfig(), peak=1e-3, warmup_steps=1, num_steps=num_steps)
     tx = make_optimizer(AdamWConfig(), schedule, axes=logical_axes(model))
     state = start(model, mesh, name, tx)
-    objective = clip_objective(model, kind, mesh, rules=strategy(name))
+    objective = clip_objective(model, LossConfig(kind=kind), mesh, rules=strategy(name))
     step = make_step(objective, tx, learning_rate=schedule, abstract=state)
     # What is compared needs no fast code, and optimising it is most of the time.
     fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -73,9 +73,11 @@ def train(kind, name="replicated", num_steps=20, num_devices=8, **sizes):
 def gradient(kind, mesh, num_microbatches):
     """The gradient on one batch: what a step of plain SGD subtracts. (Adam would hide its scale.)"""
     model, tx = MODELS[kind], optax.sgd(1.0)
-    step = make_step(clip_objective(model, kind, mesh), tx, num_microbatches=num_microbatches)
+    step = make_step(clip_objective(model, LossConfig(kind=kind), mesh), tx, num_microbatches=num_microbatches)
     state, metrics = step(start(model, mesh, "replicated", tx), to_global(next(batches(1)), mesh))
     moved = jax.tree.map(lambda before, after: before - np.asarray(after), first_params(model), state.params)
+    for name, part in moved.items():
+        assert float(metrics[f"grad_norm/{name}"]) == pytest.approx(float(optax.tree.norm(part)), rel=1e-4, abs=1e-6)
     return moved, float(metrics["loss"])
 
 

@@ -238,6 +238,28 @@ def replace_vision(config: ClipConfig, params: Mapping[str, Any], other: Model, 
     return _redraw(replace(config, vision=vision, preprocess=preprocess), joined, key, fresh)
 
 
+def redraw(config: ClipConfig, params: Mapping[str, Any], fresh: Sequence[str], key: jax.Array) -> Model:
+    """Keeps the arrays that a config still has, and draws parts of it as :func:`clip_models.init` does.
+
+    Args:
+        config: of the model to make.
+        params: of any model; arrays that ``config`` has not are left out.
+        fresh: the parts to draw, such as ``"decoder"``, ``"vision/map_head"`` or ``"logit_scale"``.
+        key: PRNG key.
+
+    Returns:
+        (config, params).
+
+    Raises:
+        ValueError: the config has no such part; or an array is missing or misshapen that no part in ``fresh`` holds.
+    """
+    expected = shapes(jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    if unknown := [part for part in fresh if not any(_is_in(name, part) for name in expected)]:
+        parts = sorted({"/".join(name.split("/")[:2]) for name in expected})
+        raise ValueError(f"{', '.join(unknown)} must be parts of the model, such as {', '.join(parts)}.")
+    return _redraw(config, params, key, fresh)
+
+
 def _vision(config: ClipConfig) -> VisionConfig:
     if config.vision is None:
         raise ValueError("this is done to an image tower; the model has none (config.vision is None).")
@@ -260,10 +282,14 @@ def _redraw(config: ClipConfig, params: Mapping[str, Any], key: jax.Array, fresh
     text = {name: shape for name, shape in expected.items() if name.startswith("text/projection/")}
     if any(name not in flat or flat[name].shape != shape for name, shape in text.items()):
         fresh = [*fresh, "text/projection"]
-    drawn = [name for name in expected if any(name == part or name.startswith(f"{part}/") for part in fresh)]
+    drawn = [name for name in expected if any(_is_in(name, part) for part in fresh)]
     # under jit, what is not returned is not drawn
     new = jax.jit(lambda key: {name: leaf for name, leaf in flatten(init(config, key)).items() if name in drawn})(key)
     return _checked(config, {**{name: leaf for name, leaf in flat.items() if name in expected}, **new})
+
+
+def _is_in(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}/")
 
 
 def _checked(config: ClipConfig, flat: Mapping[str, Any]) -> Model:

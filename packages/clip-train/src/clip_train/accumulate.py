@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clip_train.microbatches import join_rows, split_rows
 from clip_train.objective import ContrastiveObjective, Metrics
 
 
@@ -33,18 +34,18 @@ def accumulated_value_and_grad(
     Returns:
         `((loss, metrics), gradients)`.
     """
-    microbatches = jax.tree.map(lambda rows: _split(rows, num_microbatches), batch)
+    microbatches = jax.tree.map(lambda rows: split_rows(rows, num_microbatches), batch)
     keys = jax.random.split(key, num_microbatches)
 
     def encode(_: None, slice_: tuple[Any, jax.Array]) -> tuple[None, Any]:
         return None, objective.encode(params, *slice_)
 
     _, stacked = jax.lax.scan(encode, None, (microbatches, keys))
-    embeds = jax.tree.map(_join, stacked)
+    embeds = jax.tree.map(join_rows, stacked)
     (loss, metrics), (embed_grads, direct_grads) = jax.value_and_grad(objective.loss, argnums=(0, 1), has_aux=True)(
         embeds, params
     )
-    cotangents = jax.tree.map(lambda rows: _split(rows, num_microbatches), embed_grads)
+    cotangents = jax.tree.map(lambda rows: split_rows(rows, num_microbatches), embed_grads)
 
     def pull_back(grads: Any, slice_: tuple[Any, jax.Array, Any]) -> tuple[Any, None]:
         microbatch, micro_key, cotangent = slice_
@@ -53,13 +54,3 @@ def accumulated_value_and_grad(
 
     grads, _ = jax.lax.scan(pull_back, direct_grads, (microbatches, keys, cotangents))
     return (loss, metrics), grads
-
-
-def _split(rows: jax.Array, num: int) -> jax.Array:
-    # Microbatch i is rows i, i + num, …: each device's own rows divide evenly, so nothing crosses devices.
-    return jnp.moveaxis(rows.reshape(rows.shape[0] // num, num, *rows.shape[1:]), 1, 0)
-
-
-def _join(stacked: jax.Array) -> jax.Array:
-    rows = jnp.moveaxis(stacked, 0, 1)
-    return rows.reshape(-1, *rows.shape[2:])

@@ -15,6 +15,7 @@ from clip_train.augment import AugmentConfig
 from clip_train.checkpoint import CheckpointConfig
 from clip_train.config_file import STRICT
 from clip_train.evaluate import EvaluationConfig
+from clip_train.guard import GuardConfig
 from clip_train.log import LogConfig
 from clip_train.objective import LossConfig
 from clip_train.optimizers import AdamWConfig, Length, Optimizer, ScheduleConfig
@@ -44,13 +45,19 @@ class ModelConfig:
     Attributes:
         preset: a named architecture, randomly initialised.
         pretrained: weights to start from: a directory, a run's directory, or a name on the Hugging Face Hub.
-        config: an architecture written out, randomly initialised; beside `preset` or `pretrained` it is theirs, written
-            out in a run's resolved config.
+        config: an architecture written out, randomly initialised; beside `preset` it is that one, written out in a
+            run's resolved config. Beside `pretrained` it may have another image size, text length or projection, and
+            parts that `reinitialize` names.
+        image_tower: with `pretrained`, weights from which the image tower is taken instead (LiT).
+        reinitialize: with `pretrained`, parts that are drawn anew, such as `"text"`, `"vision/map_head"`,
+            `"logit_scale"`.
     """
 
     preset: str | None = None
     pretrained: str | None = None
     config: ClipConfig | None = None
+    image_tower: str | None = None
+    reinitialize: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse no model, and two."""
@@ -58,6 +65,10 @@ class ModelConfig:
             raise ValueError(f"give preset or pretrained, not both; got {self.preset!r} and {self.pretrained!r}")
         if not (self.preset or self.pretrained or self.config):
             raise ValueError("give one of preset (a named architecture), pretrained (weights) or config (written out)")
+        if not self.pretrained and (self.image_tower or self.reinitialize):
+            raise ValueError(
+                "image_tower and reinitialize change pretrained weights: give pretrained, or leave them out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,14 +78,14 @@ class TrainDataConfig:
     Attributes:
         train: the sources, mixed by weight.
         seed: of the order of samples; by default the run's.
-        image_size: pixels on each side, or height and width; of a model from random weights also its input size.
+        image_size: pixels on each side, or height and width; also the model's, whose positions are resampled.
         max_patches: length of the sequences of patches, with `naflex`.
         resize_mode: how a picture gets to that size; `naflex` makes sequences of patches of it.
         interpolation: of the resize.
         mean: per channel, on the [0, 1] scale.
         std: likewise.
         tokenizer: a directory, or a name on the Hugging Face Hub.
-        text_length: tokens.
+        text_length: tokens; the model's longest text follows where this is longer.
         padding: to `max_length`, or to the `longest` of a batch.
         pad_id: token to pad with.
         lower_case: before tokenising.
@@ -131,15 +142,16 @@ class TrainDataConfig:
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if changes.get("resize_mode", model.preprocess.resize_mode) != "naflex":
             changes.setdefault("max_patches", 0)  # a model of sequences may be given pictures of one size
+        towers: dict[str, Any] = {}
         if self.image_size is not None:
             if model.vision is None:
                 raise ValueError(f"image_size is the image tower's, and this model has none; got {self.image_size}")
-            vision = dataclasses.replace(model.vision, image_size=self.image_size)
+            towers["vision"] = dataclasses.replace(model.vision, image_size=self.image_size)
             changes["size"] = self.image_size
-            return dataclasses.replace(
-                model, vision=vision, preprocess=dataclasses.replace(model.preprocess, **changes)
-            )
-        return dataclasses.replace(model, preprocess=dataclasses.replace(model.preprocess, **changes))
+        for name, tower in (("text", model.text), ("decoder", model.decoder)):
+            if tower is not None and self.text_length is not None and self.text_length > tower.max_length:
+                towers[name] = dataclasses.replace(tower, max_length=self.text_length)
+        return dataclasses.replace(model, **towers, preprocess=dataclasses.replace(model.preprocess, **changes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +179,7 @@ class TrainConfig:
         remat: activations that are computed again instead of kept.
         checkpoint: when.
         log: where.
+        guard: what is done about a step whose loss or gradient is not finite, or whose loss jumps.
         seed: of the initial weights, the data order and dropout.
     """
 
@@ -189,6 +202,7 @@ class TrainConfig:
     remat: Remat = "none"
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    guard: GuardConfig = GuardConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:

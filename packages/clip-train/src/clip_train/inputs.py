@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_data import Batch, DataConfig, SourceConfig
-from clip_models import ClipConfig, TextConfig, VisionConfig
+from clip_models import ClipConfig, DecoderConfig, TextConfig, VisionConfig
 from clip_train.augment import normalize
 
 
@@ -25,6 +25,29 @@ def both_towers(model: ClipConfig) -> tuple[VisionConfig, TextConfig]:
         missing = "text" if model.text is None else "image"
         raise ValueError(f"pairs of pictures and texts need both towers; the model has no {missing} tower")
     return model.vision, model.text
+
+
+def image_tower(model: ClipConfig) -> VisionConfig:
+    """The image tower of a model that learns from pictures.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if model.vision is None:
+        raise ValueError("training needs an image tower; the model has none")
+    return model.vision
+
+
+def text_config(model: ClipConfig) -> TextConfig | DecoderConfig:
+    """What reads or writes a model's texts: the text tower, or the decoder where there is none.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    language = model.text or model.decoder
+    if language is None:
+        raise ValueError("training needs a text tower or a decoder; the model has neither")
+    return language
 
 
 def data_config(model: ClipConfig, sources: tuple[SourceConfig, ...], **options: Any) -> DataConfig:

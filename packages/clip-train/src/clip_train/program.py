@@ -9,12 +9,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_models import ClipConfig, init, logical_axes
 from clip_sharding import (
@@ -29,13 +29,15 @@ from clip_sharding import (
 )
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
-from clip_train.inputs import both_towers
+from clip_train.guard import guard
+from clip_train.inputs import image_tower
 from clip_train.objective import ContrastiveObjective, clip_objective
 from clip_train.optimizers import ParameterOptions, make_optimizer, make_schedule, to_samples, to_steps
 from clip_train.optimizers.names import map_named
 from clip_train.state import TrainState, abstract_state
 from clip_train.step import Step, make_step
-from clip_train.weights import Origin
+from clip_train.teacher import Teacher
+from clip_train.weights import Origin, open_weights
 
 LEARNING_RATE_FROM_SCRATCH = 1e-3
 # Parameter, gradient and AdamW's two moments in float32, and the share of a device's memory they may take.
@@ -67,7 +69,6 @@ class Program:
     Attributes:
         config: the resolved config: nothing in it is left to a default that depends on the model or the machine.
         origin: the model and where its weights come from.
-        loss: the contrastive loss.
         mesh: the devices.
         strategy: how parameters are divided, in a word.
         rules: how, in full.
@@ -82,7 +83,6 @@ class Program:
 
     config: TrainConfig
     origin: Origin
-    loss: Literal["sigmoid", "softmax"]
     mesh: Mesh
     strategy: str
     rules: Rules
@@ -101,7 +101,23 @@ class Program:
 
     def objective(self) -> ContrastiveObjective:
         """What is minimised."""
-        return clip_objective(self.model, self.loss, self.mesh, self.config.data.augment, rules=self.rules)
+        return clip_objective(self.model, self.config.loss, self.mesh, self.config.data.augment, rules=self.rules)
+
+    def teacher(self) -> Teacher | None:
+        """The model to learn from, its weights on the mesh; None where there is none."""
+        distillation = self.config.loss.distillation
+        if distillation is None:
+            return None
+        config, load = open_weights(distillation.teacher)
+        config = dataclasses.replace(config, compute=dataclasses.replace(self.model.compute, remat="none"))
+        return Teacher(
+            config,
+            load(NamedSharding(self.mesh, PartitionSpec())),
+            self.model,
+            self.mesh,
+            scale=distillation.scale,
+            num_microbatches=self.num_microbatches,
+        )
 
     def step(self) -> Step:
         """The update."""
@@ -119,8 +135,8 @@ class Program:
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes, dtypes and shardings of a global batch, as the run hands it to the step."""
         model, rows = self.model, self.config.global_batch_size
-        vision, text = both_towers(model)
-        tokens = rows, model.preprocess.text_length or text.max_length
+        vision = image_tower(model)
+        tokens = rows, model.preprocess.text_length
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "input_ids": (tokens, jnp.int32),
             "attention_mask": (tokens, jnp.int32),
@@ -134,6 +150,9 @@ class Program:
             source = self.config.data.augment.source_size
             size = vision.image_shape if source is None else (source, source)
             shapes["image"] = ((rows, *size, 3), jnp.uint8)
+        if self.config.loss.distillation is not None:
+            width = open_weights(self.config.loss.distillation.teacher)[0].embed_dim
+            shapes |= dict.fromkeys(("teacher_image", "teacher_text"), ((rows, width), jnp.float32))
         where = batch_sharding(self.mesh)
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in sorted(shapes.items())
@@ -217,13 +236,12 @@ def make_program(config: TrainConfig, origin: Origin, where: Place, *, samples_p
     with located("optimizer"):
         options = ParameterOptions(config.optimizer, axes)
         trainable = map_named(lambda name, _: not options.frozen(name), jax.eval_shape(make))
-        tx = make_optimizer(config.optimizer, rate, axes=axes, mesh=where.mesh)
+        tx = guard(make_optimizer(config.optimizer, rate, axes=axes, mesh=where.mesh), config.guard)
     with located("sharding"):
         placed = shardings(where.rules, where.mesh, axes, jax.eval_shape(make))
     return Program(
         config=config,
         origin=origin,
-        loss="sigmoid" if config.loss.kind == "sigmoid" else "softmax",
         mesh=where.mesh,
         strategy=where.strategy,
         rules=where.rules,
@@ -249,8 +267,9 @@ def _check_heads(rules: Rules, mesh: Mesh, model: ClipConfig) -> None:
     shards = mesh.shape["model"]
     if not any(logical == "heads" and "model" in axes for logical, axes in rules.rules):
         return
-    for name, tower in zip(("vision", "text"), both_towers(model), strict=True):
-        if tower.num_heads % shards:
+    for name in ("vision", "text", "decoder"):
+        tower: Any = getattr(model, name)
+        if tower is not None and tower.num_heads % shards:
             raise ValueError(
                 f"the {tower.num_heads} heads of model.config.{name} do not divide over the mesh axis model of "
                 f"{shards} devices; {math.gcd(tower.num_heads, shards)} would divide them"

@@ -6,13 +6,14 @@ import collections
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
+from rich.markup import escape
 
 from clip_data import Batch, DataError, Pipeline
 from clip_models import init
@@ -21,7 +22,7 @@ from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, config_to_json, located
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
-from clip_train.inputs import image_arrays
+from clip_train.inputs import image_arrays, text_config
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
 from clip_train.output import Output, check_alike, environment, write_json
@@ -31,6 +32,8 @@ from clip_train.screen import Progressing, duration, make_console, show_facts
 from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
+from clip_train.teacher import Teacher
+from clip_train.watch import Watch, absurd_first_loss, chance_loss, out_of_memory, watched
 
 
 def run(config: TrainConfig, *, dry_run: bool = False) -> int:
@@ -64,7 +67,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
     facts = describe(setup)
     show_facts(console, "clip-train run", facts)
     for warning in setup.warnings:
-        console.print(f"[yellow]Warning:[/yellow] {warning}")
+        warn(console, warning)
     if dry_run:
         show_placements(console, setup)
         setup.pipeline.close()
@@ -80,10 +83,11 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         pipeline = resources.enter_context(setup.pipeline)
         checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep))
         state, first_step = start(setup, checkpoints, pipeline, console)
+        watch = make_watch(setup, output, console)
         with together():
             sinks = make_sinks(setup, output, console, first_step, resolved)
         log = MetricsLog(
-            sinks,
+            [*sinks, watch],
             global_batch_size=config.global_batch_size,
             first_step=first_step,
         )
@@ -100,7 +104,14 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
             log.flush()
             checkpoints.save(step, state, pipeline.cursor())
 
+        if first_step == 0:
+            for evaluation in config.evaluation:
+                if evaluation.every:
+                    measure(evaluation, state.params)
         step = setup.step()
+        batches = global_batches(
+            pipeline, setup.mesh, teacher=setup.teacher(), first_step=first_step, remember=watch.remember
+        )
         events = [
             Event(_unless_last(setup, measure, e), every_steps=setup.steps(e.every))
             for e in config.evaluation
@@ -110,11 +121,11 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         events.append(
             Event(save, every_steps=config.checkpoint.every_steps, every_seconds=60 * minutes if minutes else None)
         )
-        with Stop() as stop, located("data.train", (DataError,)):
+        with Stop() as stop, located("data.train", (DataError,)), explained_out_of_memory():
             state, done = fit(
                 state,
                 step,
-                global_batches(pipeline, setup.mesh),
+                watched(batches, functools.partial(warn, console)),
                 num_steps=setup.num_steps,
                 first_step=first_step,
                 log=log,
@@ -196,10 +207,28 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
     return create_state(make, setup.tx, setup.abstract), 0
 
 
-def global_batches(pipeline: Pipeline, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """What the step reads of each batch, on the mesh."""
-    for batch in pipeline:
-        yield to_global(step_inputs(batch), mesh)
+def global_batches(
+    pipeline: Pipeline,
+    mesh: Mesh,
+    *,
+    teacher: Teacher | None = None,
+    first_step: int = 0,
+    remember: Callable[[int, Sequence[str]], None] | None = None,
+) -> Iterator[dict[str, jax.Array]]:
+    """What the step reads of each batch, on the mesh, with a teacher's embeddings where there is one.
+
+    Args:
+        pipeline: at the position of `first_step`.
+        mesh: the devices.
+        teacher: to learn from.
+        first_step: updates already made.
+        remember: told of each step and the keys of its batch.
+    """
+    for step, batch in enumerate(pipeline, start=first_step + 1):
+        if remember is not None:
+            remember(step, batch.key)
+        arrays = to_global(step_inputs(batch), mesh)
+        yield arrays if teacher is None else teacher(arrays)
 
 
 def step_inputs(batch: Batch) -> dict[str, Any]:
@@ -229,6 +258,46 @@ def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, 
     return sinks
 
 
+def make_watch(setup: Setup, output: Output, console: Console) -> Watch:
+    """What looks at the metrics for what somebody should hear."""
+    config, model = setup.config, setup.model
+    chance = chance_loss(
+        config.loss.kind,
+        batch_size=config.global_batch_size,
+        vocab_size=text_config(model).vocab_size,
+        bias=model.logit_bias_init or 0.0,
+    )
+    is_plain = config.loss.distillation is None and config.loss.caption_weight == 0
+    return Watch(
+        config.guard,
+        output.root / "bad_steps.jsonl",
+        first_loss=functools.partial(
+            absurd_first_loss,
+            chance=chance * config.loss.contrastive_weight,
+            pretrained=setup.origin.load is not None and not config.model.reinitialize,
+        )
+        if is_plain
+        else lambda _: None,
+        say=functools.partial(warn, console),
+    )
+
+
+def warn(console: Console, message: str) -> None:
+    """Print a warning."""
+    console.print(f"[yellow]Warning:[/yellow] {escape(message)}")
+
+
+@contextlib.contextmanager
+def explained_out_of_memory() -> Iterator[None]:
+    """Turn the devices' lack of memory into an error that says what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if (advice := out_of_memory(error)) is None:
+            raise
+        raise ConfigError(f"microbatch_size: {advice}") from error
+
+
 def count_skipped(setup: Setup) -> dict[str, int]:
     """The samples of all processes that were not used, by reason."""
     mine = [*setup.pipeline.faults.items(), *setup.pipeline.skipped.items()]
@@ -249,7 +318,7 @@ def finish(
     seconds: float,
 ) -> None:
     """Write the report, then `results.json`, whose presence says that the run is finished."""
-    rows = read_jsonl(output.metrics)
+    rows = [row for row in read_jsonl(output.metrics) if "loss" in row]
     trained = sum(row["seconds"] for row in rows)
     facts = [*facts, ("training time", duration(trained))]
     write_report(

@@ -14,11 +14,12 @@ from clip_sharding import batch_readers
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, check_evaluation
-from clip_train.inputs import both_towers, data_config
-from clip_train.objective import loss_kind
+from clip_train.inputs import data_config, image_tower, text_config
+from clip_train.objective import first_logits, loss_kind
 from clip_train.optimizers import Length, to_steps
 from clip_train.program import LEARNING_RATE_FROM_SCRATCH, Program, make_program, place
-from clip_train.weights import Origin, find_model
+from clip_train.teacher import check_teacher
+from clip_train.weights import Origin, adapt, find_model, open_weights
 
 _LEARNING_RATE_FROM_PRETRAINED = 1e-5
 
@@ -68,21 +69,23 @@ def resolve(config: TrainConfig, *, platform: str | None = None) -> tuple[TrainC
     """
     with located("model"):
         origin = find_model(config.model)
-        both_towers(origin.config)
+        image_tower(origin.config)
     with located("data"):
         model = config.data.override(origin.config)
-        vision, pretrained = both_towers(model)[0], both_towers(origin.config)[0]
-        if origin.load is not None and vision.image_size != pretrained.image_size:
-            raise ValueError(
-                f"image_size of pretrained weights is theirs, {pretrained.image_size}; got {vision.image_size}"
-            )
     precision = config.precision
     if precision == "auto":
         precision = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     model = dataclasses.replace(model, compute=dataclasses.replace(model.compute, dtype=precision, remat=config.remat))
-    origin = dataclasses.replace(origin, config=model)
     with located("loss"):
         kind = loss_kind(config.loss, model)
+        begins_anew = origin.load is None and config.model.config is None
+        model = first_logits(model, kind, config.global_batch_size, begins_anew=begins_anew)
+    with located("model"):
+        origin = dataclasses.replace(origin, config=model)
+        origin = adapt(origin, reinitialize=config.model.reinitialize, seed=config.seed)
+    if config.loss.distillation is not None:
+        with located("loss.distillation.teacher"):
+            check_teacher(open_weights(config.loss.distillation.teacher)[0], model)
     rate = config.optimizer.learning_rate
     if rate is None:
         rate = LEARNING_RATE_FROM_SCRATCH if origin.load is None else _LEARNING_RATE_FROM_PRETRAINED
@@ -149,11 +152,11 @@ def _open_tokenizer(model: ClipConfig, data: DataConfig) -> Tokenizer:
     tokenizer = Tokenizer.of(data)
     if tokenizer is None:
         raise ValueError("the model names no tokenizer; give a directory or a name on the Hugging Face Hub")
-    vocab_size = both_towers(model)[1].vocab_size
+    vocab_size = text_config(model).vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
-            f"the tokenizer's ids go up to {tokenizer.vocab_size - 1}, but the text tower has a vocabulary of "
-            f"{vocab_size}: use the tokenizer that belongs to the model, or set model.config.text.vocab_size"
+            f"the tokenizer's ids go up to {tokenizer.vocab_size - 1}, but the model has a vocabulary of "
+            f"{vocab_size}: use the tokenizer that belongs to the model, or set its vocab_size in model.config"
         )
     return tokenizer
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from clip_train.accumulate import accumulated_value_and_grad
+from clip_train.guard import GuardState
 from clip_train.objective import ContrastiveObjective, LossFn, Metrics
 from clip_train.state import TrainState, merge, select
 
@@ -45,7 +46,9 @@ def make_step(
 
     Returns:
         A function that consumes its state (the buffers are donated) and returns the next one with the metrics of the
-        update: `loss`, `grad_norm`, `learning_rate` and what `loss_fn` adds, all scalars.
+        update, all scalars: `loss`, what `loss_fn` adds, `learning_rate`, and the Euclidean norms `grad_norm`,
+        `update_norm` and `param_norm`, each also of every part of the parameters, as `grad_norm/vision`. Of a guarded
+        optimizer there is `verdict`.
 
     Raises:
         ValueError: several microbatches of a loss that is not in two halves.
@@ -56,6 +59,7 @@ def make_step(
             f"with num_microbatches={num_microbatches}"
         )
 
+    tx = optax.with_extra_args_support(tx)
     where = None if abstract is None else (jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
@@ -68,8 +72,11 @@ def make_step(
             (loss, metrics), grads = accumulated_value_and_grad(loss_of, num_microbatches, trained, batch, key)
         else:
             (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trained, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, trained)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
+        updates, opt_state = tx.update(grads, state.opt_state, trained, value=loss)
+        metrics = {"loss": loss, **norms("grad_norm", grads), **metrics}
+        metrics |= {**norms("update_norm", updates), **norms("param_norm", state.params)}
+        if isinstance(opt_state, GuardState):
+            metrics["verdict"] = opt_state.verdict
         if learning_rate is not None:
             metrics["learning_rate"] = learning_rate(state.step)
         trained = optax.apply_updates(trained, updates)
@@ -81,6 +88,24 @@ def make_step(
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
+
+
+def norms(name: str, tree: Any) -> Metrics:
+    """The Euclidean norm of a tree, and of each part of it: the keys of its top level.
+
+    Args:
+        name: of the metric.
+        tree: of arrays.
+
+    Returns:
+        `name`, and `name/part` where there are several parts.
+    """
+    parts = tree if isinstance(tree, dict) else {}
+    squares = {part: optax.tree.norm(leaves, squared=True) for part, leaves in parts.items()}
+    if not squares:
+        return {name: optax.tree.norm(tree)}
+    whole = {name: jnp.sqrt(sum(squares.values(), jnp.zeros(())))}
+    return whole | {f"{name}/{part}": jnp.sqrt(square) for part, square in squares.items() if len(squares) > 1}
 
 
 def _given(loss_fn: LossFn, params: Any) -> LossFn:

@@ -9,10 +9,9 @@ import jax
 from jax.sharding import PartitionSpec
 from rich.console import Console
 
-from clip_models import num_params
+from clip_models import ClipConfig, num_params
 from clip_sharding import BATCH_AXES, bytes_per_device, placements
 from clip_train.evaluate import Result
-from clip_train.inputs import both_towers
 from clip_train.screen import count, percent, show_table
 from clip_train.setup import Setup
 
@@ -20,7 +19,7 @@ from clip_train.setup import Setup
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """The first screen: what is about to happen."""
     config, model, data = setup.config, setup.model, setup.pipeline
-    (vision, text), expects = both_towers(model), model.preprocess
+    expects = model.preprocess
     num_devices = setup.mesh.size
     batch_devices = setup.mesh.shape[BATCH_AXES[0]] * setup.mesh.shape[BATCH_AXES[1]]
     per_device = config.global_batch_size // setup.num_microbatches // batch_devices
@@ -30,15 +29,10 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     checkpoint += [f"every {config.checkpoint.every_steps} steps"] if config.checkpoint.every_steps else []
     axes = ", ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
     return [
-        (
-            "model",
-            f"image tower {vision.num_layers} × {vision.width}, {vision.image_size} px in patches of "
-            f"{vision.patch_size}; text tower {text.num_layers} × {text.width}, {text.max_length} tokens of "
-            f"{text.vocab_size}",
-        ),
+        ("model", _towers(model)),
         ("start", setup.origin.text),
         ("parameters", count(num_params(model))),
-        ("loss", setup.loss),
+        ("loss", _loss(setup)),
         (
             "data",
             f"{data.num_samples:,} pairs in {_count(len(data.shards), 'shard')}"
@@ -95,12 +89,36 @@ def result_to_json(result: Result, setup: Setup) -> dict[str, Any]:
 def show_metrics(console: Console, results: Sequence[Result]) -> None:
     """Print a table of all results."""
     rows = [
-        (f"{result.name}  {name}", percent(value), f"{result.num_samples:,}")
+        (
+            f"{result.name}  {name}",
+            f"{value:.4g}" if name.endswith("_rank") else percent(value),
+            f"{result.num_samples:,}",
+        )
         for result in results
         for name, value in result.metrics.items()
     ]
     if rows:
         show_table(console, ("result", "value", "samples"), rows)
+
+
+def _towers(model: ClipConfig) -> str:
+    parts, vision = [], model.vision
+    if vision is not None:
+        rows, columns = vision.image_shape
+        size = f"{rows}" if rows == columns else f"{rows} × {columns}"
+        parts.append(f"image tower {vision.num_layers} × {vision.width}, {size} px in patches of {vision.patch_size}")
+    for name, part in (("text tower", model.text), ("decoder", model.decoder)):
+        if part is not None:
+            parts.append(f"{name} {part.num_layers} × {part.width}, {part.max_length} tokens of {part.vocab_size}")
+    return "; ".join(parts)
+
+
+def _loss(setup: Setup) -> str:
+    loss = setup.config.loss
+    parts = [(loss.contrastive_weight, loss.kind), (loss.caption_weight, "caption")]
+    if loss.distillation is not None:
+        parts.append((loss.distillation.weight, f"distillation from {loss.distillation.teacher}"))
+    return " + ".join(name if weight == 1 else f"{weight:g} × {name}" for weight, name in parts if weight)
 
 
 def _spec(spec: PartitionSpec) -> str:

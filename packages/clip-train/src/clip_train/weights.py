@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from clip_models import ClipConfig, init, load_config, load_pretrained, preset, save_pretrained
+from clip_models import ClipConfig, init, load_config, load_pretrained, preset, save_pretrained, surgery
 from clip_models.pretrained import Format
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import ModelConfig, TrainConfig
 from clip_train.config_file import ConfigError, located, read_config
 from clip_train.output import Output
+
+Load = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Origin:
         config: its architecture and what it expects of its inputs.
         load: gives its parameters, placed by a sharding for all or a tree of one for each; `None` means random ones.
         text: where it comes from, in words.
+        pretrained: what the weights were made for; `None` means random ones.
     """
 
     config: ClipConfig
-    load: Callable[[Any], Any] | None
+    load: Load | None
     text: str
+    pretrained: ClipConfig | None = None
 
 
 def find_model(model: ModelConfig) -> Origin:
@@ -41,14 +46,85 @@ def find_model(model: ModelConfig) -> Origin:
         OSError: what is named cannot be read.
     """
     if model.pretrained is not None:
-        config, load = _open_pretrained(model.pretrained)
-        return Origin(model.config or config, load, f"weights from {model.pretrained}")
+        config, load = open_weights(model.pretrained)
+        text = f"weights from {model.pretrained}"
+        if model.image_tower is not None:
+            config, load = _with_image_tower(config, load, model.image_tower)
+            text += f", image tower from {model.image_tower}"
+        if model.reinitialize:
+            text += f"; {', '.join(model.reinitialize)} random"
+        return Origin(model.config or config, load, text, pretrained=config)
     if model.config is not None:
         name = f"{model.preset}, " if model.preset else ""
         return Origin(model.config, None, f"{name}random initialisation")
     if model.preset is None:
         raise ValueError("give one of preset, pretrained or config")
     return Origin(preset(model.preset), None, f"{model.preset}, random initialisation")
+
+
+def adapt(origin: Origin, *, reinitialize: Sequence[str], seed: int) -> Origin:
+    """The same origin, whose `load` gives parameters of `origin.config`, whatever the weights were made for.
+
+    Positions are resampled to other image sizes and text lengths, another projection is drawn anew, as are scale and
+    bias where the loss is another; what `reinitialize` names is drawn too. Anything else that differs is refused.
+
+    Args:
+        origin: of pretrained weights, its `config` the model to train.
+        reinitialize: parts of the model, as `clip_models.surgery.redraw` names them.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: naming every array that does not fit.
+    """
+    theirs, ours, load = origin.pretrained, origin.config, origin.load
+    if theirs is None or load is None:
+        return origin
+
+    def fit(params: Any) -> Any:
+        config = dataclasses.replace(theirs, compute=ours.compute)
+        if config.vision and ours.vision and config.vision.image_size != ours.vision.image_size:
+            config, params = surgery.resize_images(config, params, ours.vision.image_size)
+        for before, after in ((config.text, ours.text), (config.decoder, ours.decoder)):
+            if before and after and before.max_length != after.max_length:
+                config, params = surgery.resize_texts(config, params, after.max_length)
+        fresh = list(reinitialize)
+        if config.projection_dim != ours.projection_dim:
+            fresh += [f"{name}/projection" for name in ("vision", "text") if getattr(ours, name)]
+        if (config.logit_bias_init is None) != (ours.logit_bias_init is None) and ours.has_logits:
+            fresh += ["logit_scale"] if ours.logit_bias_init is None else ["logit_scale", "logit_bias"]
+        return surgery.redraw(ours, params, fresh, jax.random.key(seed))[1]
+
+    shapes = jax.eval_shape(functools.partial(init, theirs), jax.random.key(0))
+    fitted = jax.eval_shape(fit, shapes)  # what does not fit is known before anything is read
+    if jax.tree.structure(shapes) == jax.tree.structure(fitted) and not reinitialize:
+        same = all(a.shape == b.shape for a, b in zip(jax.tree.leaves(shapes), jax.tree.leaves(fitted), strict=True))
+        if same:
+            return origin
+    return dataclasses.replace(origin, load=lambda shardings: fit(load(_whole(shardings))))
+
+
+def _whole(shardings: Any) -> Any:
+    """Every array on every device: arrays that are to be changed need not divide as the changed ones do."""
+    one = jax.tree.leaves(shardings)[0]
+    return NamedSharding(one.mesh, PartitionSpec()) if isinstance(one, NamedSharding) else one
+
+
+def _with_image_tower(config: ClipConfig, load: Load, name: str) -> tuple[ClipConfig, Load]:
+    """A model with another's image tower: its config at once, and the weights later."""
+    other, load_other = open_weights(name)
+
+    def joined(params: Any, other_params: Any) -> tuple[ClipConfig, Any]:
+        return surgery.replace_vision(config, params, (other, other_params), jax.random.key(0))
+
+    known: list[ClipConfig] = []
+
+    def trace(*both: Any) -> Any:
+        result, params = joined(*both)
+        known.append(result)
+        return params
+
+    jax.eval_shape(trace, *(jax.eval_shape(functools.partial(init, c), jax.random.key(0)) for c in (config, other)))
+    return known[0], lambda shardings: joined(load(_whole(shardings)), load_other(_whole(shardings)))[1]
 
 
 def is_run(directory: str | Path) -> bool:
@@ -114,7 +190,7 @@ def _run_params(output: Output, config: ClipConfig, shardings: Any) -> Any:
         return checkpoints.restore_params(abstract)
 
 
-def _open_pretrained(name: str) -> tuple[ClipConfig, Callable[[Any], Any]]:
+def open_weights(name: str) -> tuple[ClipConfig, Load]:
     """The config at once, and the weights when it is known where they go."""
     if is_run(name):
         output, config = _open_run(name)

@@ -1,0 +1,213 @@
+"""What somebody should hear of a run while it goes on: bad steps, an absurd first loss, data that do not come."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_train.guard import NOT_FINITE, OK, GuardConfig
+from clip_train.log import Row
+
+Say = Callable[[str], None]
+
+# Steps whose batches are remembered: more than are ever under way on the device.
+_REMEMBERED = 16
+_REASONS = {NOT_FINITE: "is not finite", 2: "is a jump"}
+
+
+class BadStepError(RuntimeError):
+    """A step that ends the run, as `GuardConfig` says."""
+
+
+class Watch:
+    """A sink of metrics that looks at them.
+
+    Args:
+        config: what is done about a bad step.
+        path: where bad steps are written, one JSON object a line: step, loss, norms, and the keys of the batch.
+        first_loss: gives what is wrong with the loss of the first step, or None.
+        say: prints a warning.
+    """
+
+    def __init__(self, config: GuardConfig, path: Path, *, first_loss: Callable[[float], str | None], say: Say) -> None:
+        self._config, self._path, self._say = config, path, say
+        self._first_loss: Callable[[float], str | None] | None = first_loss
+        self._keys: collections.OrderedDict[int, Sequence[str]] = collections.OrderedDict()
+
+    def remember(self, step: int, keys: Sequence[str]) -> None:
+        """Keep the keys of a step's batch until its metrics are read."""
+        self._keys[step] = keys
+        while len(self._keys) > _REMEMBERED:
+            self._keys.popitem(last=False)
+
+    def write(self, row: Row) -> None:
+        """Look at a step.
+
+        Raises:
+            BadStepError: it ends the run.
+        """
+        if "loss" not in row:
+            return
+        if self._first_loss is not None:
+            if (found := self._first_loss(row["loss"])) is not None:
+                self._say(found)
+            self._first_loss = None
+        verdict = int(row.get("verdict", OK))
+        if verdict == OK or row["step"] not in self._keys:
+            return
+        action = self._config.action(verdict)
+        what = _what(row, verdict)
+        written = {name: value for name, value in row.items() if "loss" in name or "norm" in name}
+        keys = list(self._keys.pop(row["step"]))
+        line = json.dumps({"step": row["step"], "reason": what, "action": action, **written, "keys": keys})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        message = f"Step {row['step']}: {what}; its batch's keys are in {self._path}."
+        if action == "stop":
+            raise BadStepError(
+                f"{message} The update was not made. Start again with --set guard.not_finite=skip or guard.spike=skip "
+                "to leave such batches out; a lower learning rate, a longer warm-up or clip_norm may prevent them"
+            )
+        self._say(f"{message} {'The update was not made.' if action == 'skip' else 'The update was made.'}")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _what(row: Row, verdict: int) -> str:
+    if verdict != NOT_FINITE:
+        return f"the loss, {row['loss']:.4g}, {_REASONS[verdict]}"
+    parts = [name.removeprefix("grad_norm/") for name, value in row.items() if name.startswith("grad_norm/")]
+    bad = [part for part in parts if not math.isfinite(row[f"grad_norm/{part}"])]
+    if not math.isfinite(row["loss"]):
+        return f"the loss is {row['loss']}" + (f", and the gradient of {', '.join(bad)} is not finite" if bad else "")
+    return f"the gradient of {', '.join(bad) or 'the parameters'} is not finite, at a loss of {row['loss']:.4g}"
+
+
+def absurd_first_loss(loss: float, *, chance: float, pretrained: bool) -> str | None:
+    """What is wrong with the loss of a first step, in words.
+
+    Args:
+        loss: of it.
+        chance: what embeddings that know nothing give.
+        pretrained: whether the weights were trained before.
+
+    Example:
+        >>> absurd_first_loss(5.6, chance=5.5, pretrained=False) is None
+        True
+        >>> print(absurd_first_loss(5.6, chance=5.5, pretrained=True))
+        The first loss, 5.6, is no better than chance (5.5): these weights do not know these pictures or texts. Check \
+that image_size, mean, std and tokenizer are those that they were trained with.
+    """
+    if not math.isfinite(loss):
+        return None  # the guard tells
+    if pretrained and loss > 0.95 * chance:
+        return (
+            f"The first loss, {loss:.3g}, is no better than chance ({chance:.3g}): these weights do not know these "
+            "pictures or texts. Check that image_size, mean, std and tokenizer are those that they were trained with."
+        )
+    if loss > 2 * chance + 1:
+        return (
+            f"The first loss, {loss:.3g}, is far above chance ({chance:.3g}): look at the initial logit scale and bias."
+        )
+    return None
+
+
+def chance_loss(kind: str, *, batch_size: int, vocab_size: int, bias: float = 0.0) -> float:
+    """The loss of embeddings that are all orthogonal, or of words that are all alike.
+
+    Args:
+        kind: `sigmoid`, `softmax` or `caption`.
+        batch_size: pairs that are compared.
+        vocab_size: words.
+        bias: of the sigmoid loss.
+
+    Example:
+        >>> round(chance_loss("softmax", batch_size=256, vocab_size=0), 3)
+        5.545
+    """
+    match kind:
+        case "caption":
+            return math.log(vocab_size)
+        case "softmax":
+            return math.log(batch_size)
+        case _:
+            return _softplus(-bias) + (batch_size - 1) * _softplus(bias)
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def watched(
+    batches: Iterator[Any], say: Say, *, patience: float = 30.0, share: float = 0.5, window: float = 60.0
+) -> Iterator[Any]:
+    """Pass batches on, and say when they do not come.
+
+    Args:
+        batches: any iterator.
+        say: prints a warning; called from another thread while a batch is awaited.
+        patience: seconds for one batch before it is said, and again each time as long.
+        share: of the time spent waiting, above which it is said once that the device waits for data.
+        window: seconds over which that share is taken.
+    """
+    waited, since, told, is_first = 0.0, time.monotonic(), False, True
+    while True:
+        asked = time.monotonic()
+        stalled = threading.Event()
+        thread = threading.Thread(target=_tell, args=(stalled, say, patience), name="data-watch", daemon=True)
+        thread.start()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        finally:
+            stalled.set()
+            thread.join()
+        now = time.monotonic()
+        if is_first:  # nothing was there to be prefetched, and the step is not yet compiled
+            waited, since, is_first = 0.0, now, False
+        else:
+            waited += now - asked
+        if not told and now - since >= window:
+            if waited > share * (now - since):
+                say(
+                    f"{100 * waited / (now - since):.0f} % of the last {now - since:.0f} s went into waiting for data: "
+                    "the step is faster than reading and decoding. More data.num_threads, smaller pictures in the "
+                    "shards, or data.augment.source_size may help."
+                )
+                told = True
+            waited, since = 0.0, now
+        yield batch
+
+
+def _tell(done: threading.Event, say: Say, patience: float) -> None:
+    seconds = 0.0
+    while not done.wait(patience):
+        seconds += patience
+        say(f"No batch for {seconds:.0f} s: the data pipeline stalls. It still waits for its shards.")
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What to do when the devices' memory does not suffice; None: the error is another.
+
+    Args:
+        error: of jax.
+    """
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+        return None
+    wanted = re.search(r"(?:allocat\w+|Used|requires?)[^.\n]*?([\d.]+ ?[KMGT]i?B?|\d+ bytes)", text)
+    what = f" (it wanted {wanted[1]})" if wanted else ""
+    return (
+        f"the devices' memory does not suffice for this step{what}. In this order: a smaller microbatch_size, which "
+        "changes nothing that is computed; remat 'minimal' or 'full'; sharding 'fsdp' over more devices.\n"
+        + text.split("\n", 1)[0][:400]
+    )

@@ -1,0 +1,128 @@
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import clip_losses
+from clip_models import ClipConfig, DecoderConfig, TextConfig, VisionConfig, caption_logits, init
+from clip_sharding import MeshConfig, make_mesh, to_global
+from clip_train.distill import distillation_loss
+from clip_train.objective import DistillationConfig, LossConfig, clip_objective, first_logits, loss_kind
+from clip_train.state import TrainState
+from clip_train.step import make_step
+from clip_train.teacher import Teacher
+
+VISION = VisionConfig(image_size=16, patch_size=8, width=16, num_layers=1, num_heads=2)
+TEXT = TextConfig(vocab_size=24, max_length=6, width=16, num_layers=1, num_heads=2)
+DECODER = DecoderConfig(vocab_size=24, max_length=6, width=16, num_layers=1, num_heads=2)
+SIGLIP = ClipConfig(vision=VISION, text=TEXT)
+CLIP = ClipConfig(vision=VISION, text=TEXT, logit_bias_init=None)
+COCA = ClipConfig(vision=VISION, text=TEXT, decoder=DECODER)
+CAPPA = ClipConfig(vision=VISION, decoder=DECODER)
+TEACHER = DistillationConfig(teacher="unused", weight=0.25)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 7, (16, 1))
+    return {
+        "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
+        "input_ids": rng.integers(3, 24, (16, 6), dtype=np.int32),
+        "attention_mask": (np.arange(6) < lengths).astype(np.int32),
+    }
+
+
+@functools.cache
+def params_of(config, seed=0):
+    rng = np.random.default_rng(seed)  # to compile what draws them would take seconds
+    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+
+
+def compiled(function, *args):
+    """What is compared needs no fast code, and optimising it is most of the time."""
+    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function).lower(*args).compile(compiler_options=fast)(*args)
+
+
+def test_captions_weigh_every_token_alike(batch):
+    def both(params, batch):
+        loss, _ = clip_objective(CAPPA, LossConfig(kind="caption"))(params, batch, jax.random.key(0))
+        pixel_values = batch["image"].astype(jnp.float32) / 127.5 - 1
+        logits = caption_logits(CAPPA, params, pixel_values, batch["input_ids"])
+        return loss, clip_losses.caption_loss(logits, batch["input_ids"], batch["attention_mask"] > 0)
+
+    loss, expected = compiled(both, params_of(CAPPA), batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_a_sum_of_three_losses_accumulates_exactly(batch):
+    model, config = COCA, LossConfig(contrastive_weight=0.5, caption_weight=2.0, distillation=TEACHER)
+    config = replace(config, kind=loss_kind(config, model))
+    mesh, tx, params = make_mesh(MeshConfig(), jax.devices()[:1]), optax.sgd(1.0), params_of(model)
+    arrays = Teacher(model, params_of(model, 1), model, mesh, num_microbatches=2)(to_global(batch, mesh))
+    results = []
+    for num_microbatches in (1, 4):
+        step = make_step(clip_objective(model, config, mesh), tx, num_microbatches=num_microbatches)
+        state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
+        state, metrics = compiled(lambda *args, step=step: step(*args), state, arrays)
+        results.append((jax.tree.map(np.subtract, state.params, params), metrics))
+    (whole, metrics), (accumulated, again) = results
+    assert float(again["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    difference = optax.tree.norm(jax.tree.map(np.subtract, accumulated, whole))
+    assert difference < 1e-5 * optax.tree.norm(whole)
+    weights = {"contrastive_loss": 0.5, "caption_loss": 2.0, "distillation_loss": 0.25}
+    total = sum(weight * float(metrics[name]) for name, weight in weights.items())
+    assert total == pytest.approx(float(metrics["loss"]), rel=1e-6)
+
+
+def test_distillation_is_the_divergence_of_softmaxes(monkeypatch):
+    rng = np.random.default_rng(0)
+    image, text, other_image, other_text = (rng.normal(size=(12, width)) for width in (5, 5, 7, 7))
+    x, t = 3.0 * image @ text.T, 2.0 * other_image @ other_text.T
+    expected = 0.0
+    for student, teacher in ((x, t), (x.T, t.T)):
+        log_q = student - np.log(np.exp(student).sum(1, keepdims=True))
+        log_p = teacher - np.log(np.exp(teacher).sum(1, keepdims=True))
+        expected += (np.exp(log_p) * (log_p - log_q)).sum() / 12 / 2
+    both = (image, text, 3.0), (other_image, other_text, 2.0)
+    np.testing.assert_allclose(distillation_loss(*both), expected, rtol=1e-5)
+    monkeypatch.setattr("clip_train.distill._LOGITS_AT_ONCE", 24)
+    np.testing.assert_allclose(distillation_loss(*both, num_devices=2), expected, rtol=1e-5)
+
+
+def test_a_loss_belongs_to_its_model():
+    assert [loss_kind(LossConfig(), model) for model in (SIGLIP, CLIP, CAPPA)] == ["sigmoid", "softmax", "caption"]
+    for config, model, message in (
+        (LossConfig(kind="softmax"), SIGLIP, "a logit bias, as SigLIP has"),
+        (LossConfig(kind="sigmoid"), CLIP, "no logit bias, as CLIP has none"),
+        (LossConfig(kind="caption"), SIGLIP, "the model has not both"),
+        (LossConfig(kind="caption"), COCA, "leave the text tower untrained"),
+        (LossConfig(), COCA, "a decoder, so that caption_weight is above 0"),
+        (LossConfig(caption_weight=1.0), SIGLIP, "no decoder, so that caption_weight is 0"),
+        (LossConfig(kind="sigmoid"), CAPPA, "the model has no text tower"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss_kind(config, model)
+
+
+def test_scale_and_bias_begin_as_the_loss_wants_them():
+    kept = first_logits(SIGLIP, "sigmoid", 256, begins_anew=False)
+    assert kept.logit_bias_init == SIGLIP.logit_bias_init
+    anew = first_logits(SIGLIP, "sigmoid", 256, begins_anew=True)
+    assert jax.nn.sigmoid(anew.logit_bias_init) == pytest.approx(1 / 256)
+    forced = first_logits(SIGLIP, "softmax", 256, begins_anew=False)
+    assert forced.logit_bias_init is None
+    assert np.exp(forced.logit_scale_init) == pytest.approx(1 / 0.07)
+
+
+def test_a_teacher_reads_what_its_student_does():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    other = replace(SIGLIP, text=replace(TEXT, vocab_size=25))
+    with pytest.raises(ValueError, match="24 ids and 6 tokens; this one knows 25 ids"):
+        Teacher(other, {}, SIGLIP, mesh)
