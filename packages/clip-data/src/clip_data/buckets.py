@@ -226,8 +226,8 @@ class _Retries:
         self._num_failed += 1
         if time.monotonic() > self._deadline:
             raise OSError(
-                f"nothing of {self._path} went through for {_DEADLINE_SECONDS:g} seconds, in {self._num_failed} attempts; "
-                f"the last one: {error}"
+                f"nothing of {self._path} went through for {_DEADLINE_SECONDS:g} seconds, in {self._num_failed} "
+                f"attempts; the last one: {error}"
             ) from error
         longest = min(_FIRST_WAIT_SECONDS * 2**self._num_failed, _LONGEST_WAIT_SECONDS)
         seconds = random.uniform(0, longest)  # affects when a read is tried again, and nothing that is read

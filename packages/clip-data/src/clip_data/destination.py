@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from clip_data.buckets import REMOTE, check_prefix, delete_object, write_object
@@ -36,9 +35,7 @@ class Destination(Protocol):
 
     def __enter__(self) -> Destination: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None: ...
 
 
 def open_destination(folder: str | os.PathLike[str]) -> Destination:
@@ -78,7 +75,7 @@ class _Folder:
         self.room.mkdir(parents=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
             if kind is None:
                 if self._folder.exists():
@@ -106,11 +103,11 @@ class _Bucket:
         self.room = Path(tempfile.mkdtemp(prefix="clip-data-"))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         shutil.rmtree(self.room)
         if kind is not None:
             for name in self._names:
                 try:
                     delete_object(self.path(name))
-                except OSError as error:  # what went wrong before is what the caller is to hear of
-                    logger.warning("%s is left behind, unfinished: %s", self.path(name), error)
+                except OSError as left:  # what went wrong before is what the caller is to hear of
+                    logger.warning("%s is left behind, unfinished: %s", self.path(name), left)

@@ -17,7 +17,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,7 +52,7 @@ class ParquetReader:
     def __init__(self, path: str, *, image_key: str):
         self._path = path
         self._lock = threading.Lock()
-        self._groups: dict[int, dict[str, list[Any]] | RecordError] = {}
+        self._groups: dict[int, _Group | RecordError] = {}
         self._ends: list[int] = []
         self.fault: Fault | None = None
         shard = open_shard(path)
@@ -62,7 +62,7 @@ class ParquetReader:
         self._bytes = _ShardFile(shard)
         self._max_bytes = _ALWAYS_ALLOWED + _MAX_EXPANSION * shard.size
         try:
-            self._file = pq.ParquetFile(
+            self._file: pq.ParquetFile | None = pq.ParquetFile(
                 pa.PythonFile(self._bytes, mode="r"),
                 thrift_string_size_limit=_MAX_FOOTER_STRING,
                 thrift_container_size_limit=_MAX_FOOTER_ITEMS,
@@ -83,10 +83,10 @@ class ParquetReader:
 
     def read(self, row: int) -> dict[str, Any]:
         """Returns a record's fields, those of its whole row group at hand afterwards."""
-        group = bisect.bisect_right(self._ends, row)
-        index = row - self._first(group)
-        fields = {name: column[index] for name, column in self._group(group).items()}
-        image = fields.pop(self._image)
+        number = bisect.bisect_right(self._ends, row)
+        index, group = row - self._first(number), self._group(number)
+        fields = {name: column[index] for name, column in group.columns.items()}
+        image = group.images[index].as_py()
         if not self._holds_paths:
             return fields | {"__image__": image}
         return fields | {"__image__": read_image_at(image, self._path), "__key__": fields.get("key") or image}
@@ -94,36 +94,51 @@ class ParquetReader:
     def _first(self, group: int) -> int:
         return self._ends[group - 1] if group else 0
 
-    def _group(self, number: int) -> dict[str, list[Any]]:
+    def _group(self, number: int) -> _Group:
         with self._lock:  # a file is read by one thread at a time
-            columns = self._groups.get(number)
-            if columns is None:
+            group = self._groups.get(number)
+            if group is None:
                 try:
-                    table = self._read_group(number)
-                    columns = {name: _values(table.column(i)) for i, name in enumerate(table.column_names)}
+                    group = _Group.of(self._read_group(self._file, number), self._image)
                 except _DAMAGE as error:
                     self._bytes.raise_failure()
-                    columns = RecordError("bad_record", f"row group {number} cannot be read ({error})")
-                self._groups[number] = columns
-        if isinstance(columns, RecordError):
-            raise columns
-        return columns
+                    group = RecordError("bad_record", f"row group {number} cannot be read ({error})")
+                self._groups[number] = group
+                if len(self._groups) == len(self._ends):
+                    self._file = None  # which holds what it read last
+        if isinstance(group, RecordError):
+            raise group
+        return group
 
-    def _read_group(self, number: int) -> pa.Table:
+    def _read_group(self, file: Any, number: int) -> pa.Table:
         """Reads a row group in steps: how much its dictionaries expand to, its footer does not tell."""
         batches: list[pa.RecordBatch] = []
         num_bytes = 0
-        for batch in self._file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], use_threads=False):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], use_threads=False):
             num_bytes += batch.nbytes
             if num_bytes > self._max_bytes:
                 raise ValueError(f"more than {self._max_bytes} bytes from a file of {self._bytes.size}")
             batches.append(batch)
-        table = pa.Table.from_batches(batches, self._file.schema_arrow)
+        table = pa.Table.from_batches(batches, file.schema_arrow)
         table.validate()
         num_rows = self._ends[number] - self._first(number)
         if table.num_rows != num_rows:
             raise ValueError(f"{table.num_rows} rows where the footer claims {num_rows}")
         return table
+
+
+class _Group(NamedTuple):
+    """A row group: its images or their paths as pyarrow holds them, in few runs of memory, and the other columns."""
+
+    images: pa.Array | pa.ChunkedArray
+    columns: dict[str, list[Any]]
+
+    @staticmethod
+    def of(table: pa.Table, image: str) -> _Group:
+        names = [name for name in table.column_names if name != image]
+        columns = {name: _values(table.column(name)) for name in names}
+        # In one run of memory: of small ones pyarrow's allocator leaves half as much again unused between them.
+        return _Group(table.column(image).combine_chunks(), columns)
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[tuple[bytes, dict[str, Any]]]) -> int:

@@ -104,7 +104,7 @@ def index_tar(shard: Shard) -> tuple[list[TarEntry], Fault | None]:
             directory, _, filename = name.rpartition("/")
             base, dot, extension = filename.partition(".")
             if kind in (b"0", b"\0") and base and dot:
-                key = f"{directory}/{base}".removeprefix("./").removeprefix("/")
+                key = "/".join([*(part for part in directory.split("/") if part not in ("", ".", "..")), base])
                 if not entries or entries[-1][0] != key:
                     entries.append((key, {}))
                 num_again += extension.lower() in entries[-1][1]
