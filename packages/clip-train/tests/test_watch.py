@@ -49,8 +49,23 @@ def test_bad_steps_are_named_with_their_part_and_keys(tmp_path, action):
     else:
         watch.write(bad)
         assert "The update was not made" in said[0]
+    for step in (40, 41):  # those under way
+        watch.remember(step, [f"key-{step}"])
+        watch.write({**bad, "step": step})
     written = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["keys"]) for line in written] == [(39, ["key-39"])]
+    assert [(line["step"], line["keys"]) for line in written] == [
+        (step, [f"key-{step}"]) for step in ((39,) if action == "stop" else (39, 40, 41))
+    ]
+    assert written[0]["grad_norm/vision"] is None
+
+
+def test_skipping_ends_when_the_weights_are_at_fault(tmp_path):
+    guard = GuardConfig(not_finite="skip")
+    watch = Watch(guard, tmp_path / "bad.jsonl", first_loss=lambda _: None, say=lambda _: None)
+    with pytest.raises(BadStepError, match="Steps 6 to 25 were all skipped"):
+        for step in range(1, 60):
+            watch.remember(step, [])
+            watch.write(row(step, loss=float("nan"), verdict=NOT_FINITE if step > 5 else OK))
 
 
 def test_an_absurd_first_loss_is_said_once(tmp_path):

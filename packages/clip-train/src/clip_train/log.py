@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -151,11 +152,11 @@ class Jsonl:
         kept = [row for row in read_jsonl(path) if row["step"] <= first_step]
         self._last = kept[-1] if kept else {}
         beside = path.with_suffix(".jsonl.new")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        beside.write_text("".join(to_line(row) for row in kept))
         beside.replace(path)
         self._file: IO[bytes] = path.open("r+b", buffering=0)
         self._file.seek(0, os.SEEK_END)
-        self._last_at = self._file.tell() - (len(json.dumps(self._last)) + 1 if kept else 0)
+        self._last_at = self._file.tell() - (len(to_line(self._last)) if kept else 0)
 
     def write(self, row: Row) -> None:
         """Append one line, or write the last one again with what is added to it."""
@@ -164,21 +165,30 @@ class Jsonl:
             self._file.seek(self._last_at)
             self._file.truncate()
         self._last, self._last_at = row, self._file.tell()
-        self._file.write((json.dumps(row) + "\n").encode())
+        self._file.write(to_line(row).encode())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
+def to_line(row: Row) -> str:
+    """A row as one line of JSON, in which what is not finite is null: JSON has no other word for it."""
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    return json.dumps(known, allow_nan=False) + "\n"
+
+
 def read_jsonl(path: Path) -> list[Row]:
-    """The rows of a `metrics.jsonl`; a last line cut short by a crash is left out; no file is no rows."""
+    """The rows of a `metrics.jsonl`, null as NaN; a last line cut short by a crash is left out; no file is no rows."""
     if not path.exists():
         return []
     rows = []
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
 
 

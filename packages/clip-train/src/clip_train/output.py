@@ -20,7 +20,7 @@ from clip_train.config_file import ConfigError
 from clip_train.processes import AgreedError
 
 # What may differ between two starts of one run: it changes nothing that the run computes.
-_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "data.num_threads"})
+_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "guard", "data.num_threads"})
 _PACKAGES = ("clip-losses", "clip-models", "clip-sharding", "clip-data", "clip-train", "jax", "jaxlib", "flax", "optax")
 
 

@@ -33,7 +33,7 @@ from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
 from clip_train.teacher import Teacher
-from clip_train.watch import Watch, absurd_first_loss, chance_loss, out_of_memory, watched
+from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, out_of_memory, watched
 
 
 def run(config: TrainConfig, *, dry_run: bool = False) -> int:
@@ -121,7 +121,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         events.append(
             Event(save, every_steps=config.checkpoint.every_steps, every_seconds=60 * minutes if minutes else None)
         )
-        with Stop() as stop, located("data.train", (DataError,)), explained_out_of_memory():
+        with Stop() as stop, explained_faults():
             state, done = fit(
                 state,
                 step,
@@ -288,14 +288,15 @@ def warn(console: Console, message: str) -> None:
 
 
 @contextlib.contextmanager
-def explained_out_of_memory() -> Iterator[None]:
-    """Turn the devices' lack of memory into an error that says what to change."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if (advice := out_of_memory(error)) is None:
-            raise
-        raise ConfigError(f"microbatch_size: {advice}") from error
+def explained_faults() -> Iterator[None]:
+    """Turn what goes wrong in training through no fault of ours into an error that says what to change."""
+    with located("data.train", (DataError,)), located("guard", (BadStepError,)):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if (advice := out_of_memory(error)) is None:
+                raise
+            raise ConfigError(f"microbatch_size: {advice}") from error
 
 
 def count_skipped(setup: Setup) -> dict[str, int]:

@@ -111,7 +111,7 @@ class Progressing:
             parts.append(f"compiled in {row['seconds']:.1f} s")
         if self._recent:
             seconds = sum(recent["seconds"] for recent in self._recent)
-            waiting = sum(recent["data_seconds"] for recent in self._recent) / seconds
+            waiting = min(1.0, sum(recent["data_seconds"] for recent in self._recent) / seconds)
             left = (self._num_steps - row["step"]) * seconds / len(self._recent)
             parts += [f"{row['images_per_second']:,.0f} img/s", f"data {waiting:.0%}", f"{duration(left)} left"]
         return "  ".join(parts)

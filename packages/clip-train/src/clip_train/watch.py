@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import math
 import re
 import threading
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from clip_train.guard import NOT_FINITE, OK, GuardConfig
-from clip_train.log import Row
+from clip_train.log import Row, to_line
 
 Say = Callable[[str], None]
 
 # Steps whose batches are remembered: more than are ever under way on the device.
 _REMEMBERED = 16
-_REASONS = {NOT_FINITE: "is not finite", 2: "is a jump"}
+# Skipped steps on end after which no further batch will help.
+_HOPELESS = 20
 
 
 class BadStepError(RuntimeError):
@@ -39,6 +39,7 @@ class Watch:
     def __init__(self, config: GuardConfig, path: Path, *, first_loss: Callable[[float], str | None], say: Say) -> None:
         self._config, self._path, self._say = config, path, say
         self._first_loss: Callable[[float], str | None] | None = first_loss
+        self._stopped, self._in_a_row = False, 0
         self._keys: collections.OrderedDict[int, Sequence[str]] = collections.OrderedDict()
 
     def remember(self, step: int, keys: Sequence[str]) -> None:
@@ -60,17 +61,26 @@ class Watch:
                 self._say(found)
             self._first_loss = None
         verdict = int(row.get("verdict", OK))
+        self._in_a_row = self._in_a_row + 1 if verdict == NOT_FINITE else 0
         if verdict == OK or row["step"] not in self._keys:
             return
         action = self._config.action(verdict)
         what = _what(row, verdict)
+        if self._stopped:
+            return  # these steps were under way when the run had already ended
         written = {name: value for name, value in row.items() if "loss" in name or "norm" in name}
         keys = list(self._keys.pop(row["step"]))
-        line = json.dumps({"step": row["step"], "reason": what, "action": action, **written, "keys": keys})
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(to_line({"step": row["step"], "reason": what, "action": action, **written, "keys": keys}))
+        if self._in_a_row == _HOPELESS:
+            self._stopped = True
+            raise BadStepError(
+                f"Steps {row['step'] - _HOPELESS + 1} to {row['step']} were all skipped ({what}): the weights are at "
+                "fault, not the batches. Start again from an earlier checkpoint with a lower learning rate"
+            )
         message = f"Step {row['step']}: {what}; its batch's keys are in {self._path}."
         if action == "stop":
+            self._stopped = True
             raise BadStepError(
                 f"{message} The update was not made. Start again with --set guard.not_finite=skip or guard.spike=skip "
                 "to leave such batches out; a lower learning rate, a longer warm-up or clip_norm may prevent them"
@@ -83,7 +93,7 @@ class Watch:
 
 def _what(row: Row, verdict: int) -> str:
     if verdict != NOT_FINITE:
-        return f"the loss, {row['loss']:.4g}, {_REASONS[verdict]}"
+        return f"the loss, {row['loss']:.4g}, is a jump"
     parts = [name.removeprefix("grad_norm/") for name, value in row.items() if name.startswith("grad_norm/")]
     bad = [part for part in parts if not math.isfinite(row[f"grad_norm/{part}"])]
     if not math.isfinite(row["loss"]):
