@@ -15,6 +15,8 @@ from clip_sharding.table import bytes_per_device
 from clip_sharding.topology import Topology, find_topology
 from clip_sharding.work import count_work
 
+# A program for processors is looked at, never run: machine code need not be good.
+_OPTIONS = {"cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}}
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)\s*([KMGT]?)i?B?"
 # The compiler refuses what the whole program needs, or, sooner, what it needs beside its arguments.
@@ -103,7 +105,7 @@ def plan(step: Any, *args: Any, topology: Topology | str, groups: Mapping[str, A
     """
     topology = find_topology(topology) if isinstance(topology, str) else topology
     try:
-        compiled = step.lower(*args).compile()
+        compiled = step.lower(*args).compile(_OPTIONS.get(topology.platform))
     except jax.errors.JaxRuntimeError as error:
         raise _refusal(error, bytes_per_device(args)) or error from error
     program = count_work(parse_hlo(compiled.as_text()))

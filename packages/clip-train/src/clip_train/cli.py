@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -50,9 +51,9 @@ def _fail(error: BaseException, *, debug: bool) -> int:
     return status
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, config_help: str) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, config_help: str, *, optional: bool = False) -> None:
     """Add the arguments that every verb with a config has."""
-    parser.add_argument("config", help=config_help)
+    parser.add_argument("config", nargs="?" if optional else None, help=config_help)
     parser.add_argument(
         "--set",
         metavar="PATH=VALUE",
@@ -101,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="check everything, show what would happen, and stop")
     add_process_arguments(run)
     run.set_defaults(action=_run)
+
+    plan = verbs.add_parser("plan", help="what a run takes of devices that need not be here: memory, time, chip-hours")
+    add_config_arguments(plan, "the config, or a run's directory", optional=True)
+    plan.add_argument("--topology", help="such as v5e:16x16, v5e-256, v4-128, cpu:8, or gpu for the one here")
+    plan.add_argument("--fit", action="store_true", help="find the largest microbatch and the cheapest remat that fit")
+    plan.add_argument("--json", metavar="FILE", help="also write the plan to this file")
+    plan.add_argument("--compare", nargs=2, metavar="FILE", help="show two such files side by side")
+    plan.set_defaults(action=_plan)
 
     evaluate = verbs.add_parser("eval", help="evaluate a run's newest checkpoint, or any model")
     add_config_arguments(
@@ -157,6 +166,34 @@ def _run(options: argparse.Namespace) -> int:
     from clip_train.run import run
 
     return run(config, dry_run=options.dry_run)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    if options.topology:
+        _pretend(options.topology)
+    from clip_train.config import TrainConfig
+    from clip_train.config_file import ConfigError, read_config
+    from clip_train.plan_screen import compare, plan_verb
+
+    if options.compare:
+        return compare([Path(file) for file in options.compare])
+    if not (options.config and options.topology):
+        raise ConfigError("a plan is of a config and a topology: clip-train plan CONFIG --topology v5e:16x16")
+    config = read_config(TrainConfig, config_path(options.config), options.overrides)
+    return plan_verb(config, options.topology, fit=options.fit, to=Path(options.json) if options.json else None)
+
+
+def _pretend(topology: str) -> None:
+    """Before jax starts: it looks for no TPU where one is only compiled for, and makes as many processors as asked."""
+    kind, _, number = topology.partition(":")
+    if kind == "cpu" and number.isdigit():
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "host_platform_device_count" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={number}".strip()
+    if not kind.startswith("gpu"):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        # The compiler alone needs no TPU, no metadata of one, and no lock on it; it tells of each that it misses.
+        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true", "TPU_MIN_LOG_LEVEL": "3"}
 
 
 def _eval(options: argparse.Namespace) -> int:
