@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -388,6 +389,76 @@ def test_naflex_batches(tmp_path, encode):
     assert last.mask.tolist() == [True, False, False]
     assert last.spatial_shapes.tolist()[1:] == [[0, 0]] * 2
     assert not last.image[1:].any()
+
+
+@pytest.fixture
+def lengths(tmp_path, examples):
+    """Training on sequences of three lengths, with changes."""
+    for shard in range(3):
+        write_examples(tmp_path / f"{shard}.tfrecords", examples(shard * 20, shard * 20 + 20))
+
+    def pipeline(process_index=0, process_count=1, global_batch_size=8, **options):
+        sources = (SourceConfig(format="tfrecord", shards=str(tmp_path / "*.tfrecords")),)
+        given = {"resize_mode": "naflex", "patch_size": 2, "max_patches": (16, 4, 9), "image_size": 8, "num_streams": 4}
+        config = DataConfig(sources=sources, tokenizer=None, text_length=1, **{**given, **options})
+        return Pipeline(
+            config, global_batch_size=global_batch_size, process_index=process_index, process_count=process_count
+        )
+
+    return pipeline
+
+
+def test_batches_of_several_lengths_keep_to_a_budget_of_tokens(lengths):
+    with lengths(num_epochs=2) as pipeline:
+        batches = list(pipeline)
+        assert len(batches) == pipeline.num_batches
+        assert 120 - pipeline.cursor()["position"] < 32
+    for i in range(0, len(batches) - 2, 3):
+        assert sorted(batch.image.shape[:2] for batch in batches[i : i + 3]) == [(8, 16), (12, 9), (32, 4)]
+    assert len({batch.image.shape for batch in batches[::3]}) > 1
+    for batch in batches:
+        assert batch.spatial_shapes.prod(1).max() == batch.image.shape[1]
+        np.testing.assert_array_equal(batch.pixel_attention_mask.sum(1), batch.spatial_shapes.prod(1))
+    counts = Counter(keys(batches))
+    assert len(counts) == 60
+    assert set(counts.values()) == {1, 2}
+
+
+def test_several_lengths_resume_exactly_on_any_processes(lengths):
+    with lengths() as pipeline:
+        take(pipeline, 4)
+        cursor = json.loads(json.dumps(pipeline.cursor()))
+        expected = take(pipeline, 5)
+    assert cursor["batch"] == 4
+    for options in ({"num_threads": 1}, {"num_workers": 2}):
+        with lengths(**options) as pipeline:
+            pipeline.seek(cursor)
+            same(take(pipeline, 5), expected)
+    parts = [lengths(index, 4) for index in range(4)]
+    for part in parts:
+        part.seek(cursor)
+    for whole in expected:
+        pieces = [next(part) for part in parts]
+        assert keys(pieces) == whole.key
+        np.testing.assert_array_equal(np.concatenate([piece.image for piece in pieces]), whole.image)
+    for part in parts:
+        part.close()
+    with lengths(global_batch_size=16) as pipeline:  # the same samples go on, in batches of twice the size
+        pipeline.seek(cursor)
+        seen = sorted(keys(take(pipeline, 2)))
+        assert pipeline.cursor()["batch"] == 6
+    with lengths(max_patches=4, global_batch_size=len(seen)) as pipeline:
+        pipeline.seek(cursor)
+        assert sorted(next(pipeline).key) == seen
+
+
+def test_several_lengths_are_refused_where_they_cannot_be(lengths):
+    with pytest.raises(ValueError, match="batches of 12 sequences of 9 patches must divide over 8 processes"):
+        lengths(0, 8)
+    with pytest.raises(ValueError, match="one length in an evaluation"):
+        lengths(shuffle=False, num_epochs=1)
+    with pytest.raises(ValueError, match=r"at least 1, not \(4, 0\)"):
+        lengths(max_patches=[4, 0])
 
 
 def test_a_cursor_is_small(config, tmp_path, examples):

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from clip_data.config import DataConfig
+from clip_data.schedule import BatchShape
 
 __all__ = ["Buffers", "Layout", "SharedMemory"]
 
@@ -34,26 +35,26 @@ class Layout(NamedTuple):
     size: int
 
     @staticmethod
-    def of(config: DataConfig, num_rows: int) -> Layout:
+    def of(config: DataConfig, shape: BatchShape) -> Layout:
         """Lays out the arrays that a config asks for.
 
         Args:
             config: Of the pipeline.
-            num_rows: Of a process's batch.
+            shape: Of a process's batch.
         """
+        num_rows, length = shape
         if config.resize_mode == "naflex":
-            length = config.patch_size**2 * 3
-            shapes = {
-                "image": ((num_rows, config.max_patches, length), "u1"),
-                "pixel_attention_mask": ((num_rows, config.max_patches), "i4"),
+            arrays_of = {
+                "image": ((num_rows, length, config.patch_size**2 * 3), "u1"),
+                "pixel_attention_mask": ((num_rows, length), "i4"),
                 "spatial_shapes": ((num_rows, 2), "i4"),
             }
         else:
-            shapes = {"image": ((num_rows, *config.image_shape, 3), "u1")}
+            arrays_of = {"image": ((num_rows, *config.image_shape, 3), "u1")}
         arrays, size = [], 0
-        for name, (shape, dtype) in shapes.items():
-            arrays.append((name, shape, dtype, size))
-            size += -(-math.prod(shape) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
+        for name, (dims, dtype) in arrays_of.items():
+            arrays.append((name, dims, dtype, size))
+            size += -(-math.prod(dims) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
         return Layout(tuple(arrays), size)
 
     def views(self, memory: np.ndarray) -> dict[str, np.ndarray]:

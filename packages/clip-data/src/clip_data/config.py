@@ -84,8 +84,9 @@ class DataConfig:
         resize_mode: How a picture gets to that size, as in ``decode_image``; or ``"naflex"``, which keeps its aspect
             ratio and cuts it into patches.
         patch_size: Side of a patch, in pixels, with ``"naflex"``.
-        max_patches: Length of its sequences, to which every picture is scaled as nearly as whole patches allow. A batch
-            holds ``global_batch_size · max_patches`` tokens.
+        max_patches: Length of its sequences, to which every picture is scaled as nearly as whole patches allow. With
+            several lengths each batch of a training has one of them, in an order drawn by the seed, and as many samples
+            as keep to one budget of tokens: ``global_batch_size`` of the longest, more of the others.
         interpolation: Of the resize: ``"bicubic"`` or ``"bilinear"``, always antialiased.
         strict: Whether a JPEG that libjpeg warns about is a damaged one.
         scaled_decoding: Whether a JPEG of twice ``image_size`` or more may be decoded at 1/2, 1/4 or 1/8 first. None
@@ -123,7 +124,7 @@ class DataConfig:
     image_size: int | tuple[int, int]
     resize_mode: ResizeMode | Literal["naflex"] = "squash"
     patch_size: int = 16
-    max_patches: int = 256
+    max_patches: int | tuple[int, ...] = 256
     interpolation: Interpolation = "bicubic"
     strict: bool = True
     scaled_decoding: bool | None = None
@@ -150,6 +151,12 @@ class DataConfig:
         object.__setattr__(self, "sources", tuple(self.sources))
         if not self.sources:
             raise ValueError("sources must hold at least one source; got none")
+        if not isinstance(self.max_patches, int):
+            object.__setattr__(self, "max_patches", tuple(self.max_patches))
+        if not self.patch_lengths or min(self.patch_lengths) < 1:
+            raise ValueError(f"max_patches must be a length or several, at least 1, not {self.max_patches!r}")
+        if len(self.patch_lengths) > 1 and self.resize_mode == "naflex" and self.evaluates:
+            raise ValueError(f"max_patches must be one length in an evaluation, not {self.max_patches!r}")
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(self.image_size))
         if len(self.image_shape) != 2 or min(self.image_shape) < 1:
@@ -158,7 +165,6 @@ class DataConfig:
             raise ValueError(f"num_workers must be 0 or more, not {self.num_workers!r}")
         for name in (
             "patch_size",
-            "max_patches",
             "text_length",
             "num_epochs",
             "block_shards",
@@ -187,6 +193,11 @@ class DataConfig:
     def image_shape(self) -> tuple[int, int]:
         """Height and width of the images."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def patch_lengths(self) -> tuple[int, ...]:
+        """``max_patches`` as a tuple."""
+        return (self.max_patches,) if isinstance(self.max_patches, int) else self.max_patches
 
     @property
     def decodes_scaled(self) -> bool:

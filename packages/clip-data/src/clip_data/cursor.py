@@ -47,8 +47,8 @@ def identity(config: DataConfig, paths: Sequence[Sequence[str]], counts: Sequenc
     }
 
 
-def check_cursor(cursor: dict[str, Any], identity: dict[str, Any]) -> int:
-    """Returns a cursor's position.
+def check_cursor(cursor: dict[str, Any], identity: dict[str, Any]) -> tuple[int, int]:
+    """Returns a cursor's position and, where batches differ in size, the number of the next one; else 0.
 
     Args:
         cursor: From a pipeline.
@@ -58,7 +58,7 @@ def check_cursor(cursor: dict[str, Any], identity: dict[str, Any]) -> int:
         ValueError: The cursor belongs to other data or another order; the message says what differs.
     """
     here, cursor = json.loads(json.dumps(identity)), json.loads(json.dumps(cursor))
-    position = cursor.pop("position", None)
+    position, number = cursor.pop("position", None), cursor.pop("batch", 0)
     differing = [
         f"{name} was {cursor.get(name)!r} and is {here.get(name)!r}"
         for name in dict.fromkeys([*here, *cursor])
@@ -66,9 +66,11 @@ def check_cursor(cursor: dict[str, Any], identity: dict[str, Any]) -> int:
     ]
     if not isinstance(position, int) or position < 0:
         raise ValueError(f"a cursor's position must be a count of samples, not {position!r}")
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"a cursor's batch must be a count of batches, not {number!r}")
     if differing:
         raise ValueError(f"the cursor is not of this pipeline: {'; '.join(differing)}")
-    return position
+    return position, number
 
 
 def _digest(value: Any) -> str:

@@ -10,6 +10,7 @@ from clip_data.buffers import Buffers, Layout
 from clip_data.faults import Fault
 from clip_data.job import Job
 from clip_data.preparer import Preparer, Sample
+from clip_data.schedule import BatchShape
 from clip_data.text import Tokenizer
 from clip_data.workers import Workers
 
@@ -21,12 +22,12 @@ ROWS_PER_TASK = 16
 class Executor(Protocol):
     """Prepares batches, several at a time."""
 
-    def start(self, start: int, positions: Sequence[int]) -> Job:
+    def start(self, shape: BatchShape, positions: Sequence[int]) -> Job:
         """Begins a batch, whose ``future`` it will resolve.
 
         Args:
-            start: Position of the global batch's first sample.
-            positions: Of this process's samples, row by row.
+            shape: Of this process's part of it.
+            positions: Of its samples, row by row; no more than it has rows.
         """
         ...
 
@@ -45,21 +46,22 @@ class ThreadExecutor:
     Args:
         preparer: Of the samples.
         workers: Whose end is not this one's to say.
-        num_rows: Of a batch.
+        shapes: That batches may have.
         tokenizer: For the captions, if any.
     """
 
-    def __init__(self, preparer: Preparer, workers: Workers, num_rows: int, tokenizer: Tokenizer | None):
-        self._preparer, self._workers, self._num_rows, self._tokenizer = preparer, workers, num_rows, tokenizer
-        self._layout = Layout.of(preparer.config, num_rows)
-        self._buffers = Buffers(self._layout.size, num_kept=preparer.config.prefetch + 2)
+    def __init__(self, preparer: Preparer, workers: Workers, shapes: Sequence[BatchShape], tokenizer: Tokenizer | None):
+        self._preparer, self._workers, self._tokenizer = preparer, workers, tokenizer
+        self._layouts = {shape: Layout.of(preparer.config, shape) for shape in shapes}
+        size = max(layout.size for layout in self._layouts.values())
+        self._buffers = Buffers(size, num_kept=preparer.config.prefetch + 2)
 
-    def start(self, start: int, positions: Sequence[int]) -> Job:
+    def start(self, shape: BatchShape, positions: Sequence[int]) -> Job:
         """Begins a batch."""
         self._preparer.look_ahead(positions)
-        arrays = self._layout.views(self._buffers.take())
-        job = Job(start, positions, self._num_rows, arrays, self._tokenizer)
-        for first in range(0, self._num_rows, ROWS_PER_TASK):
+        arrays = self._layouts[shape].views(self._buffers.take())
+        job = Job(positions, shape.num_rows, arrays, self._tokenizer)
+        for first in range(0, shape.num_rows, ROWS_PER_TASK):
             self._workers.submit(lambda first=first: self._run(job, first))
         return job
 
@@ -74,7 +76,7 @@ class ThreadExecutor:
         samples: list[Sample | None] = []
         faults: list[list[Fault]] = []
         try:
-            for row in range(first, min(first + ROWS_PER_TASK, self._num_rows)):
+            for row in range(first, min(first + ROWS_PER_TASK, len(job.positions))):
                 if job.dropped:
                     return
                 faults.append([])

@@ -20,7 +20,6 @@ class Job:
     """A batch being prepared.
 
     Args:
-        start: Position of the global batch's first sample.
         positions: Of this process's samples, row by row; those beyond stay empty.
         num_rows: Of this process.
         arrays: Of the images, as ``Layout`` names them, which are written to elsewhere.
@@ -29,13 +28,12 @@ class Job:
 
     def __init__(
         self,
-        start: int,
         positions: Sequence[int],
         num_rows: int,
         arrays: Mapping[str, np.ndarray],
         tokenizer: Tokenizer | None,
     ):
-        self.start, self.arrays = start, arrays
+        self.arrays = arrays
         self.num_real = len(positions)
         self.positions: list[int | None] = [*positions, *[None] * (num_rows - len(positions))]
         self.future: Future[Batch] = Future()

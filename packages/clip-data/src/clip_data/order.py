@@ -22,7 +22,7 @@ import numpy as np
 
 from clip_data.config import DataConfig
 
-__all__ = ["Block", "Order", "Place"]
+__all__ = ["Block", "Order", "Place", "mix"]
 
 _MIX_CYCLE = 4096  # weights are honoured to one part in this
 _ATTEMPTS_IN_BLOCK = 8
@@ -157,7 +157,7 @@ class Order:
 
     def draw(self, position: int) -> int:
         """Returns 64 bits for the choices, such as one of several captions, that the sample at ``position`` leaves."""
-        return _hash(self._seed, 3, position)
+        return mix(self._seed, 3, position)
 
     def replacement(self, position: int, attempt: int, *, num_skipped: int = 0) -> Place:
         """Returns the place to try instead when the sample at ``position`` cannot be used.
@@ -171,7 +171,7 @@ class Order:
             A place drawn by a hash of the seed, the position and the attempt.
         """
         source, block, _ = self._in_block(position)
-        draw = _hash(self._seed, 2, position, attempt)
+        draw = mix(self._seed, 2, position, attempt)
         if attempt - num_skipped > _ATTEMPTS_IN_BLOCK or num_skipped > _SKIPS_IN_BLOCK:
             ends = np.cumsum(self._counts[source]).tolist()
             block = Block(list(range(len(ends))), [0] * len(ends), ends, None)
@@ -218,7 +218,7 @@ class Order:
         counts = self._counts[source]
         shards = np.flatnonzero(counts)
         if self._shuffle:
-            shards = shards[_permutation(len(shards), _hash(self._seed, 0, source, epoch))]
+            shards = shards[_permutation(len(shards), mix(self._seed, 0, source, epoch))]
         return _Epoch(shards, counts[shards].cumsum())
 
     def _make_stream(self, source: int, epoch: int, stream: int) -> _Stream:
@@ -240,7 +240,7 @@ class Order:
         ends = (np.minimum(shard_ends, last) - first).tolist()
         permutation = None
         if self._shuffle:
-            permutation = _permutation(last - first, _hash(self._seed, 1, source, epoch, stream, number))
+            permutation = _permutation(last - first, mix(self._seed, 1, source, epoch, stream, number))
         return Block(shards.tolist(), firsts, ends, permutation)
 
 
@@ -270,7 +270,8 @@ def _permutation(size: int, key: int) -> np.ndarray:
     return np.argsort(hashes ^ (hashes >> np.uint64(31)), kind="stable").astype(np.uint32)
 
 
-def _hash(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
+    """Returns 64 bits that are a hash of integers: the first a seed, the second a purpose."""
     state = 0
     for number in numbers:
         state = (state ^ (number & _MASK)) + 0x9E3779B97F4A7C15 & _MASK

@@ -23,6 +23,7 @@ from clip_data.order import Order
 from clip_data.preparer import Preparer, Sample
 from clip_data.processes import ProcessExecutor
 from clip_data.records import IndexedShard, list_sources
+from clip_data.schedule import BatchShape, Schedule
 from clip_data.sources import expected_count
 from clip_data.text import Tokenizer
 from clip_data.workers import Workers
@@ -41,12 +42,13 @@ class Pipeline:
     drawn from its block.
 
     Which samples a batch holds does not depend on the number of processes or threads: with n rows for each process,
-    process i gets rows i·n to (i+1)·n of every global batch. All processes see the same number of batches. Where the
+    process i gets rows i·n to (i+1)·n of a global batch. All processes see the same number of batches. Where the
     processes divide ``num_streams``, and that divides the batch, no two of them read the same shard at a time.
 
     Args:
         config: What to read and how to prepare it.
-        global_batch_size: Samples of a batch over all processes.
+        global_batch_size: Samples of a batch over all processes; with several ``max_patches``, of one of the longest
+            sequences, whose patches are the budget of every batch.
         process_index: This process's number, from 0.
         process_count: Number of processes.
 
@@ -64,12 +66,18 @@ class Pipeline:
             raise ValueError(
                 f"global_batch_size must divide over {process_count} processes; {global_batch_size} does not"
             )
+        self._schedule = Schedule.of(config, global_batch_size)
+        for num_rows, max_patches in self._schedule.shapes:
+            if num_rows % process_count:
+                raise ValueError(
+                    f"batches of {num_rows} sequences of {max_patches} patches must divide over {process_count} "
+                    f"processes: give num_streams a multiple of them, not {config.num_streams}"
+                )
         if config.padding == "longest" and process_count > 1:
             raise ValueError("padding must be max_length with several processes, whose batches would differ in width")
         self.config = config
         self._global_batch_size = global_batch_size
-        self._batch_size = global_batch_size // process_count
-        self._first_row = process_index * self._batch_size
+        self._process_index, self._process_count = process_index, process_count
         self._paths = list_sources(config.sources)
         self._log = FaultLog(max_bad_fraction=config.max_bad_fraction)
         self._keys = KeyLog()
@@ -77,8 +85,10 @@ class Pipeline:
         self._ends = [weakref.finalize(self, self._workers.stop)]
         self._position: int = 0
         self._found_any: bool = False
+        self._number: int = 0
         self._next_start: int = 0
-        self._jobs: deque[Job] = deque()
+        self._next_number: int = 0
+        self._jobs: deque[tuple[Job, int]] = deque()  # with the position after each
         try:
             counts = self._count()
             self._order = Order.of(config, counts)
@@ -101,7 +111,7 @@ class Pipeline:
         if self.config.num_epochs is None:
             return None
         total = self.num_samples * self.config.num_epochs
-        return -(-total // self._global_batch_size) if self.config.evaluates else total // self._global_batch_size
+        return -(-total // self._global_batch_size) if self.config.evaluates else self._schedule.num_batches(total)
 
     @property
     def faults(self) -> dict[str, int]:
@@ -128,10 +138,10 @@ class Pipeline:
         if not self._jobs:
             self._refuse_nothing()
             raise StopIteration
-        job = self._jobs[0]
+        job, end = self._jobs[0]
         batch = self._executor.deliver(job.future.result())
         self._jobs.popleft()
-        self._position = job.start + self._global_batch_size
+        self._position, self._number = end, self._number + 1
         faults = [fault for row in job.faults for fault in row]
         num_samples = job.num_real + (0 if self.config.evaluates else sum(fault.lost for fault in faults))
         faults += self._same_keys(job.samples)
@@ -145,9 +155,10 @@ class Pipeline:
         """Returns where the run stands after the batch delivered last, as JSON values of less than 4 KB.
 
         The position counts samples over all processes: it is the same in each, and serves any number of them and any
-        batch size.
+        batch size. Where batches differ in size, so does the number of the next one.
         """
-        return {"position": self._position, **self._identity}
+        number = {"batch": self._number} if len(self._schedule.shapes) > 1 else {}
+        return {"position": self._position, **number, **self._identity}
 
     def seek(self, cursor: dict[str, Any]) -> None:
         """Continues from a cursor.
@@ -158,14 +169,12 @@ class Pipeline:
         Raises:
             ValueError: The cursor belongs to other data or another order; the message says what differs.
         """
-        position = check_cursor(cursor, self._identity)
-        self._drop_jobs()
-        self._position = self._next_start = position
+        position, number = check_cursor(cursor, self._identity)
+        self._go_to(position, number)
 
     def rewind(self) -> None:
         """Starts again from the first batch."""
-        self._drop_jobs()
-        self._position = self._next_start = 0
+        self._go_to(0, 0)
 
     def close(self) -> None:
         """Ends threads and processes; a thread that hangs in a read is left behind. Nothing is yielded after it."""
@@ -209,9 +218,14 @@ class Pipeline:
                 if fault is not None:
                     yield fault
 
+    def _go_to(self, position: int, number: int) -> None:
+        self._drop_jobs()
+        self._position = self._next_start = position
+        self._number = self._next_number = number
+
     def _refuse_nothing(self) -> None:
         """Raises where an evaluation by one process held no wanted record at all; several share what there is."""
-        if not self._found_any and self.skipped and self._batch_size == self._global_batch_size:
+        if not self._found_any and self.skipped and self._process_count == 1:
             counts = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
             raise DataError(
                 f"none of {self.num_samples} samples is wanted ({counts}); check the filters and their columns"
@@ -220,29 +234,36 @@ class Pipeline:
     def _fill(self) -> None:
         total = None if self.config.num_epochs is None else self.num_samples * self.config.num_epochs
         while len(self._jobs) < self.config.prefetch:
-            start = self._next_start
-            last = start if self.config.evaluates else start + self._global_batch_size - 1
+            start, shape = self._next_start, self._schedule(self._next_number)
+            last = start if self.config.evaluates else start + shape.num_rows - 1
             if total is not None and last >= total:
                 return
-            size = self._global_batch_size if total is None else min(self._global_batch_size, total - start)
-            rows = self._order.rows(start, size)[self._first_row : self._first_row + self._batch_size]
-            self._jobs.append(self._executor.start(start, rows))
-            self._next_start += self._global_batch_size
+            size = shape.num_rows if total is None else min(shape.num_rows, total - start)
+            own = self._own(shape)
+            first = self._process_index * own.num_rows
+            positions = self._order.rows(start, size)[first : first + own.num_rows]
+            self._next_start, self._next_number = start + shape.num_rows, self._next_number + 1
+            self._jobs.append((self._executor.start(own, positions), self._next_start))
 
     def _make_executor(self, counts: list[list[int]]) -> Executor:
         config, tokenizer = self.config, Tokenizer.of(self.config)
         num_threads = config.num_threads or _num_cores()
+        shapes = list(map(self._own, self._schedule.shapes))
         if config.num_workers and config.executor != "tensorflow":
-            return ProcessExecutor(config, self._paths, counts, self._batch_size, num_threads, tokenizer)
+            return ProcessExecutor(config, self._paths, counts, shapes, num_threads, tokenizer)
         preparer = Preparer(config, self._paths, self._order)
         if config.executor == "tensorflow":
             from clip_data.tfdata import TensorflowExecutor
 
-            return TensorflowExecutor(preparer, self._order, self._workers, self._batch_size, num_threads, tokenizer)
-        return ThreadExecutor(preparer, self._workers, self._batch_size, tokenizer)
+            return TensorflowExecutor(preparer, self._order, self._workers, shapes[0], num_threads, tokenizer)
+        return ThreadExecutor(preparer, self._workers, shapes, tokenizer)
+
+    def _own(self, shape: BatchShape) -> BatchShape:
+        """Returns the shape of this process's part of a batch."""
+        return shape._replace(num_rows=shape.num_rows // self._process_count)
 
     def _drop_jobs(self) -> None:
-        for job in self._jobs:
+        for job, _ in self._jobs:
             job.drop()
         self._jobs.clear()
 

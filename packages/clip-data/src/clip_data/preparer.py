@@ -202,16 +202,17 @@ class Preparer:
                 out=arrays["image"][row],
             )
             return
+        max_patches = arrays["image"].shape[1]
         patches, *grid = decode_patches(
             image,
             patch_size=config.patch_size,
-            max_patches=config.max_patches,
+            max_patches=max_patches,
             interpolation=config.interpolation,
             strict=config.strict,
             scaled=config.decodes_scaled,
         )
         arrays["image"][row, : len(patches)], arrays["image"][row, len(patches) :] = patches, 0
-        arrays["pixel_attention_mask"][row] = np.arange(config.max_patches) < len(patches)
+        arrays["pixel_attention_mask"][row] = np.arange(max_patches) < len(patches)
         arrays["spatial_shapes"][row] = grid
 
     def _shard(self, source: int, number: int) -> IndexedShard:

@@ -28,6 +28,7 @@ from clip_data.faults import DataError, Fault
 from clip_data.job import Job
 from clip_data.order import Order
 from clip_data.preparer import Preparer, Sample
+from clip_data.schedule import BatchShape
 from clip_data.text import Tokenizer
 from clip_data.workers import Workers
 
@@ -44,14 +45,15 @@ class _Setting(NamedTuple):
     config: DataConfig
     paths: list[list[str]]
     counts: list[list[int]]
-    num_rows: int
+    shapes: list[BatchShape]
     num_threads: int
 
 
 class _Rows(NamedTuple):
-    """Rows for a worker: those of batch number ``job``, in a slot of memory, from ``first`` on."""
+    """Rows for a worker: those of batch number ``job``, of a shape, in a slot of memory, from ``first`` on."""
 
     job: int
+    shape: BatchShape
     slot: int
     first: int
     positions: list[int | None]
@@ -79,7 +81,7 @@ class ProcessExecutor:
         config: Of the pipeline; ``num_workers`` is at least 1.
         paths: For each source its shards.
         counts: For each source the number of records of each shard.
-        num_rows: Of a batch.
+        shapes: That batches may have.
         num_threads: Of all processes.
         tokenizer: For the captions, if any.
 
@@ -92,23 +94,22 @@ class ProcessExecutor:
         config: DataConfig,
         paths: list[list[str]],
         counts: list[list[int]],
-        num_rows: int,
+        shapes: list[BatchShape],
         num_threads: int,
         tokenizer: Tokenizer | None,
     ):
-        num_workers = min(config.num_workers, num_rows)
-        self._num_rows, self._tokenizer = num_rows, tokenizer
-        self._layout = Layout.of(config, num_rows)
-        self._memory = SharedMemory(self._layout.size, config.prefetch + _SPARE_SLOTS)
-        # A worker's rows, whose streams it alone reads.
-        self._bounds = [num_rows * number // num_workers for number in range(num_workers + 1)]
+        num_workers = min(config.num_workers, *(shape.num_rows for shape in shapes))
+        self._tokenizer = tokenizer
+        self._layouts = {shape: Layout.of(config, shape) for shape in shapes}
+        size = max(layout.size for layout in self._layouts.values())
+        self._memory = SharedMemory(size, config.prefetch + _SPARE_SLOTS)
         self._numbers = itertools.count()
         self._jobs: dict[int, tuple[Job, int]] = {}  # until the last row is answered, also when the batch is dropped
         self._lock = threading.Lock()
         self._failure: str | None = None
         self._workers: list[_Worker] = []
         try:
-            setting = pickle.dumps(_Setting(config, paths, counts, num_rows, -(-num_threads // num_workers)))
+            setting = pickle.dumps(_Setting(config, paths, counts, shapes, -(-num_threads // num_workers)))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(f"the config cannot be sent to other processes: {error}") from error
         try:
@@ -122,18 +123,20 @@ class ProcessExecutor:
             self.close()
             raise
 
-    def start(self, start: int, positions: Sequence[int]) -> Job:
+    def start(self, shape: BatchShape, positions: Sequence[int]) -> Job:
         """Begins a batch."""
         while self._memory.num_free == 0 and self._failure is None:
             time.sleep(_POLL_SECONDS)  # until the workers are through with batches that were dropped
         slot, memory = self._memory.take()
-        job = Job(start, positions, self._num_rows, self._layout.views(memory), self._tokenizer)
+        job = Job(positions, shape.num_rows, self._layouts[shape].views(memory), self._tokenizer)
         number = next(self._numbers)
         with self._lock:
-            self._jobs[number] = job, self._num_rows
+            self._jobs[number] = job, shape.num_rows
+        # A worker's rows, whose streams it alone reads.
+        bounds = [shape.num_rows * i // len(self._workers) for i in range(len(self._workers) + 1)]
         try:
-            for worker, (first, last) in zip(self._workers, itertools.pairwise(self._bounds), strict=True):
-                worker.connection.send(_Rows(number, slot, first, job.positions[first:last]))
+            for worker, (first, last) in zip(self._workers, itertools.pairwise(bounds), strict=True):
+                worker.connection.send(_Rows(number, shape, slot, first, job.positions[first:last]))
         except OSError:
             self._fail("a decoding process is gone")
         if self._failure is not None:
@@ -144,7 +147,7 @@ class ProcessExecutor:
         """Returns the batch, or a copy of it where its memory is needed for the next one."""
         if self._memory.num_free:
             return batch
-        names = [name for name, *_ in self._layout.arrays]
+        names = [name for name, *_ in next(iter(self._layouts.values())).arrays]
         return dataclasses.replace(batch, **{name: getattr(batch, name).copy() for name in names})
 
     def close(self) -> None:
@@ -210,7 +213,8 @@ def work(connection_descriptor: int, memory_descriptor: int) -> None:
     config = setting.config
     order = Order.of(config, setting.counts)
     preparer = Preparer(config, setting.paths, order)
-    layout = Layout.of(config, setting.num_rows)
+    layouts = {shape: Layout.of(config, shape) for shape in setting.shapes}
+    size = max(layout.size for layout in layouts.values())
     shared = mmap.mmap(memory_descriptor, 0)
     lock = threading.Lock()
 
@@ -219,7 +223,7 @@ def work(connection_descriptor: int, memory_descriptor: int) -> None:
         faults: list[list[Fault]] = [[] for _ in positions]
         error: tuple[bool, str] | None = None
         try:
-            arrays = layout.views(slot_memory(shared, rows.slot, layout.size))
+            arrays = layouts[rows.shape].views(slot_memory(shared, rows.slot, size))
             for i, position in enumerate(positions):
                 samples[i] = preparer(position, arrays, first + i, faults[i])
         except BaseException as raised:  # for the caller, in the other process

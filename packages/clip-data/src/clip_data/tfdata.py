@@ -31,6 +31,7 @@ from clip_data.fields import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, to_record
 from clip_data.job import Job
 from clip_data.order import Order
 from clip_data.preparer import Preparer, Sample
+from clip_data.schedule import BatchShape
 from clip_data.text import Tokenizer
 from clip_data.workers import Workers, wait_at_exit
 
@@ -53,7 +54,7 @@ class TensorflowExecutor:
         preparer: Of the samples that tf.data leaves.
         order: Of the samples.
         workers: For those samples; their end is not this one's to say.
-        num_rows: Of a batch.
+        shape: Of all batches.
         num_threads: That decode.
         tokenizer: For the captions, if any.
 
@@ -66,7 +67,7 @@ class TensorflowExecutor:
         preparer: Preparer,
         order: Order,
         workers: Workers,
-        num_rows: int,
+        shape: BatchShape,
         num_threads: int,
         tokenizer: Tokenizer | None,
     ):
@@ -75,10 +76,10 @@ class TensorflowExecutor:
             raise ValueError(f'executor="tensorflow" {"; it ".join(reasons)}: take executor="threads"')
         self._tf = _import_tensorflow()
         self._preparer, self._order, self._workers = preparer, order, workers
-        self._num_rows, self._tokenizer = num_rows, tokenizer
-        self._size = min(ROWS_PER_TASK, num_rows)  # records that tf.data gets at a time
+        self._tokenizer = tokenizer
+        self._size = min(ROWS_PER_TASK, shape.num_rows)  # records that tf.data gets at a time
         config = preparer.config
-        self._layout = Layout.of(config, num_rows)
+        self._layout = Layout.of(config, shape)
         self._buffers = Buffers(self._layout.size, num_kept=config.prefetch + 2)
         self._features = self._find_features()
         self._tasks: queue.SimpleQueue[_Rows | None] = queue.SimpleQueue()
@@ -94,12 +95,12 @@ class TensorflowExecutor:
         wait_at_exit(thread)
         thread.start()
 
-    def start(self, start: int, positions: Sequence[int]) -> Job:
+    def start(self, shape: BatchShape, positions: Sequence[int]) -> Job:
         """Begins a batch."""
         self._preparer.look_ahead(positions)
         arrays = self._layout.views(self._buffers.take())
-        job = Job(start, positions, self._num_rows, arrays, self._tokenizer)
-        for first in range(0, self._num_rows, self._size):
+        job = Job(positions, shape.num_rows, arrays, self._tokenizer)
+        for first in range(0, shape.num_rows, self._size):
             self._tasks.put(_Rows(job, first, job.positions[first : first + self._size]))
         if self._failure is not None:
             job.fail(self._failure)
