@@ -1,0 +1,183 @@
+"""Several processes as one run; run as a program, this file is one of them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_sharding import MeshConfig, batch_readers, make_mesh, shardings, start_processes, strategy, to_global
+from clip_train import cli, processes
+from clip_train.checkpoint import Checkpoints
+from clip_train.config_file import ConfigError, located
+from clip_train.loop import Event, Stop, fit
+from clip_train.state import abstract_state, create_state
+from clip_train.step import make_step
+
+WIDTH, ROWS = 8, 16
+
+
+class Losses(list):
+    """Takes each step's loss."""
+
+    def push(self, step, metrics, **_):
+        self.append((step, float(metrics["loss"])))
+
+    def settle(self):
+        pass
+
+
+def train(directory, num_steps, each_step=lambda step, state: None):
+    """Fit a line, its weights divided over all devices, from where the directory's checkpoint is; save at the end."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
+    index, count = batch_readers(mesh)
+    mine = slice(index * ROWS // count, (index + 1) * ROWS // count)
+
+    def init():
+        return {"w": jnp.zeros(WIDTH)}
+
+    def loss_fn(params, batch, key):
+        return jnp.mean((batch["x"] @ params["w"] - batch["x"].sum(axis=1)) ** 2), {}
+
+    def batches(step):
+        while True:
+            x = np.random.default_rng(step).normal(size=(ROWS, WIDTH)).astype(np.float32)
+            yield to_global({"x": x[mine]}, mesh)
+            step += 1
+
+    placed = shardings(strategy("fsdp"), mesh, {"w": ("embed",)}, jax.eval_shape(init))
+    tx, losses = optax.adam(1e-2), Losses()
+    abstract = abstract_state(init, tx, placed, mesh)
+    with Checkpoints(directory) as checkpoints, Stop() as stop:
+        first_step = checkpoints.latest_step() or 0
+        state = checkpoints.restore(abstract)[0] if first_step else create_state(init, tx, abstract)
+        state, done = fit(
+            state,
+            make_step(loss_fn, tx, abstract=abstract),
+            batches(first_step),
+            num_steps=num_steps,
+            log=losses,
+            first_step=first_step,
+            events=[Event(each_step, every_steps=1), Event(lambda step, state: None, every_seconds=0.01)],
+            stop=stop,
+        )
+        checkpoints.save(done, state, {})
+    return losses, stop.signal
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(*command, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
+
+
+def test_two_processes_stop_together_and_another_number_of_them_continues(tmp_path):
+    port = free_port()
+    both = [start(__file__, str(tmp_path / "two"), str(port), str(i)) for i in range(2)]
+    while not (line := both[0].stdout.readline()).startswith("step 3"):
+        assert line or both[0].poll() is None, both[0].communicate()
+    both[1].send_signal(signal.SIGTERM)
+    (printed, error), _ = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [143, 143], error
+    losses = [tuple(pair) for pair in json.loads(printed.splitlines()[-1])]
+    stopped = losses[-1][0]
+    assert os.listdir(tmp_path / "two") == [str(stopped)]
+
+    more, _ = train(tmp_path / "two", stopped + 5)
+    expected, _ = train(tmp_path / "one", stopped + 5)
+    assert [step for step, _ in [*losses, *more]] == [step for step, _ in expected]
+    np.testing.assert_allclose([loss for _, loss in [*losses, *more]], [loss for _, loss in expected], rtol=1e-5)
+
+
+def test_what_one_process_cannot_is_told_once_and_ends_all(squares, tmp_path):
+    place = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
+    command = ("-m", "clip_train.cli", "run", str(squares / "config.json"), "--set", f"output_dir={tmp_path / 'run'}")
+    lacking = ("--set", "evaluation.1.data.shards=gone.tfrecord")
+    first = start(*command, *place, "--process-id", "0")
+    second = start(*command, *place, "--process-id", "1", *lacking)
+    (_, told), (printed, _) = first.communicate(timeout=120), second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "error: all processes of a run are given the same config; that of process 1 differs:" in told
+    assert "evaluation.1.data.shards" in told
+    assert not [line for line in printed.splitlines() if "Gloo" not in line]
+    assert not (tmp_path / "run").exists()
+
+
+def in_the_middle(monkeypatch, faults):
+    """This process is the second of three, whose faults are these."""
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "exchange", lambda mine: [faults.get(0), mine, faults.get(2)])
+    monkeypatch.setattr(processes.jax, "process_index", lambda: 1)
+
+
+def test_what_one_process_refuses_all_refuse(monkeypatch, capsys):
+    in_the_middle(monkeypatch, {2: "data.train: no shard at a.tar"})
+
+    def action():
+        with processes.together():
+            return 0
+
+    assert cli.guarded(action, debug=False) == 2
+    assert capsys.readouterr().err == ""  # the first process tells it
+    monkeypatch.setattr(processes.jax, "process_index", lambda: 0)
+    assert cli.guarded(action, debug=False) == 2
+    assert capsys.readouterr().err == "error: process 2 of 3: data.train: no shard at a.tar\n"
+
+
+def test_a_fault_of_all_is_told_as_that_of_one(monkeypatch):
+    in_the_middle(monkeypatch, {0: "mesh: no", 2: "mesh: no"})
+    with pytest.raises(processes.AgreedError, match=r"^mesh: no$"), processes.together(), located("mesh"):
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ConfigError("data.train: too many"), 2, "error: data.train: too many\n"),
+        (KeyboardInterrupt(), 130, "\nInterrupted.\n"),
+        (RuntimeError("the disk is full"), 1, "RuntimeError: the disk is full\n"),
+    ],
+)
+def test_a_process_that_fails_alone_tells_why_and_waits_for_nobody(monkeypatch, capsys, error, status, told):
+    in_the_middle(monkeypatch, {})
+    left = []
+    monkeypatch.setattr(processes, "leave", left.append)
+
+    def action():
+        raise error
+
+    cli.guarded(action, debug=False)
+    assert left == [status]
+    assert capsys.readouterr().err.endswith(told)
+
+
+def main():
+    directory, port, process_id = sys.argv[1:]
+    start_processes(f"127.0.0.1:{port}", int(process_id), 2)
+
+    def each_step(step, state):
+        sys.stdout.write(f"step {step}\n")
+        time.sleep(0.02)
+
+    losses, number = train(directory, 10**6, each_step)
+    sys.stdout.write(json.dumps(losses) + "\n")
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
