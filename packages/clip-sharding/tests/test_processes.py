@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -19,10 +20,10 @@ print(jax.process_count(), mesh.size, float(jax.jit(lambda x: (x * x).sum())(to_
 """
 
 
-def start(*arguments, **variables):
+def start(*arguments, program=PROGRAM, **variables):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_"))}
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", **variables}
-    command = [sys.executable, "-c", PROGRAM, *arguments]
+    command = [sys.executable, "-c", program, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -51,6 +52,25 @@ def test_a_process_by_itself_needs_nothing():
     batch_script = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}  # of sbatch, outside srun
     printed, error = start(**batch_script).communicate(timeout=120)
     assert printed.split() == ["1", "2", "1.0"], error
+
+
+def test_an_mpi_that_does_not_tell_is_refused(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"started 2 processes .* give each JAX_COORDINATOR_ADDRESS"):
+        start_processes()
+
+
+def test_a_process_ends_soon_after_another_died():
+    port = free_port()
+    died = "if jax.process_index() == 0: import os; os._exit(1)\nimport time; time.sleep(100)"
+    both = [start(f"127.0.0.1:{port}", str(i), "2", program=PROGRAM + died) for i in range(2)]
+    started = time.monotonic()
+    _, error = both[1].communicate(timeout=120)
+    assert time.monotonic() - started < 60
+    both[0].communicate()
+    assert both[0].returncode == 1
+    assert both[1].returncode != 0
+    assert "another task died" in error
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_what_one_process_cannot_is_told_once_and_ends_all(squares, tmp_path):
     first = start(*command, *place, "--process-id", "0")
     second = start(*command, *place, "--process-id", "1", *lacking)
     (_, told), (printed, _) = first.communicate(timeout=120), second.communicate(timeout=120)
-    assert (first.returncode, second.returncode) == (2, 2)
+    assert (first.returncode, second.returncode) == (2, 2), told + printed
     assert "error: all processes of a run are given the same config; that of process 1 differs:" in told
     assert "evaluation.1.data.shards" in told
     assert not [line for line in printed.splitlines() if "Gloo" not in line]

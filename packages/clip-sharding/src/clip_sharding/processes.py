@@ -19,9 +19,9 @@ def start_processes(
     """Join the processes of this run; on a machine by itself, do nothing.
 
     With no argument, the surroundings tell: Cloud TPU and GKE, Slurm (a job step started by `srun`), Open MPI
-    (`mpirun`), and jax's own `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Call it once, before
-    anything creates an array or asks for devices. On GPUs under Slurm and Open MPI a process takes the one GPU of its
-    rank on the machine; otherwise a process takes all devices of its machine.
+    (`mpirun`, up to version 4), and jax's own `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Call
+    it once, before anything creates an array or asks for devices. On GPUs under Slurm and Open MPI a process takes the
+    one GPU of its rank on the machine; otherwise a process takes all devices of its machine.
 
     Args:
         coordinator: `host:port` of process 0; the port is any free one.
@@ -30,7 +30,8 @@ def start_processes(
 
     Raises:
         ValueError: one or two of the three are given, or they are out of range.
-        RuntimeError: jax has devices already, or the other processes did not come.
+        RuntimeError: jax has devices already, the other processes did not come, or Open MPI started several and does
+            not tell where the first is, as from version 5 on.
     """
     given = (coordinator, process_id, num_processes)
     if all(value is None for value in given):
@@ -72,6 +73,12 @@ def _cluster_is_here(environment: Mapping[str, str]) -> bool:
         return int(environment["SLURM_NTASKS"]) > 1
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return int(environment["OMPI_COMM_WORLD_SIZE"]) > 1
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        raise RuntimeError(
+            f"Open MPI started {environment['OMPI_COMM_WORLD_SIZE']} processes and does not tell where the first is, "
+            "as from version 5 on: give each JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID, or coordinator, num_processes and process_id (OMPI_COMM_WORLD_RANK)"
+        )
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts is not None:
         return "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES", "1")) > 1

@@ -45,7 +45,8 @@ def _fail(error: BaseException, *, debug: bool) -> int:
         print("\nInterrupted.", file=sys.stderr)
     elif is_first() or not agreed:
         print(f"error: {error}", file=sys.stderr)
-    status = {KeyboardInterrupt: _INTERRUPTED}.get(type(error), _CLIENT_ERROR if isinstance(error, ConfigError) else 1)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    status = _INTERRUPTED if interrupted else _CLIENT_ERROR if isinstance(error, ConfigError) else 1
     if several() and not agreed:
         leave(status)
     return status
