@@ -21,7 +21,7 @@ from clip_data.picture import picture_header
 )
 def test_type_and_size(encode, form, options):
     data = encode(form=form, size=(301, 170), **options)
-    assert picture_header(data) == (form.lower(), 301, 170)
+    assert picture_header(data)[:3] == (form.lower(), 301, 170)
     assert Image.open(io.BytesIO(data)).size == (301, 170)
     for length in range(6, 10):  # none of them holds a size yet
         with pytest.raises(RecordError, match="bad_image"):

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from clip_data.faults import RecordError
-from clip_data.picture import picture_header
+from clip_data.picture import PictureHeader, picture_header
 
 __all__ = ["MAX_PIXELS", "Decoded", "decode_pixels", "is_plain_jpeg"]
 
@@ -26,7 +26,7 @@ MAX_PIXELS = 64 * 1024 * 1024
 
 _READ = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _ORIENTATION_TAG = 0x0112
-_EXIF_SEARCHED = 1 << 16  # a JPEG's EXIF block is its first or second segment
+_MAX_EXIF = 1 << 16  # bytes of a JPEG's segment
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -96,7 +96,7 @@ def decode_pixels(
         raise RecordError("image_too_large", detail)
     try:
         if header.kind == "jpeg":
-            return _jpeg(data, header.height, header.width, strict, enough, out)
+            return _jpeg(data, header, strict, enough, out)
         if (header.kind == "png" and _is_plain_png(data)) or (header.kind == "webp" and _is_plain_webp(data)):
             return Decoded.whole(_opencv(data))
         return Decoded.whole(_pillow(data, header.kind))
@@ -108,13 +108,12 @@ def decode_pixels(
 
 def _jpeg(
     data: bytes,
-    height: int,
-    width: int,
+    header: PictureHeader,
     strict: bool,
     enough: Callable[[int, int], tuple[int, int]] | None,
     out: np.ndarray | None,
 ) -> Decoded:
-    turn = _jpeg_turn(data)
+    height, width, turn = header.height, header.width, _jpeg_turn(data, header)
     try:
         # Decoded at its own size, straight into the batch.
         if turn is None and out is not None and out.shape == (height, width, 3):
@@ -141,16 +140,16 @@ def is_plain_jpeg(data: bytes, height: int, width: int) -> bool:
         width: Likewise.
     """
     try:
-        if picture_header(data) != ("jpeg", width, height) or _jpeg_turn(data) is not None:
+        header = picture_header(data)
+        if header[:3] != ("jpeg", width, height) or _jpeg_turn(data, header) is not None:
             return False
         return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
     except ValueError:
         return False
 
 
-def _jpeg_turn(data: bytes) -> Callable[[np.ndarray], np.ndarray] | None:
-    start = data.find(b"Exif\0\0", 0, _EXIF_SEARCHED)
-    return _TURNS.get(_orientation(data[start : start + _EXIF_SEARCHED])) if start > 0 else None
+def _jpeg_turn(data: bytes, header: PictureHeader) -> Callable[[np.ndarray], np.ndarray] | None:
+    return _TURNS.get(_orientation(data[header.exif : header.exif + _MAX_EXIF])) if header.exif else None
 
 
 def _shift(height: int, width: int, enough_height: int, enough_width: int) -> int:

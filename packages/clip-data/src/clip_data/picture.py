@@ -11,15 +11,24 @@ __all__ = ["PictureHeader", "is_picture", "picture_header"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers; the others are tables
+_JPEG_EXIF = 0xE1
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 
 class PictureHeader(NamedTuple):
-    """Type (``"jpeg"``, ``"png"``, ``"webp"`` or ``"gif"``), width and height in pixels, before any rotation."""
+    """Type and size of an image file.
+
+    Args:
+        kind: ``"jpeg"``, ``"png"``, ``"webp"`` or ``"gif"``.
+        width: In pixels, before any rotation.
+        height: Likewise.
+        exif: Offset of a JPEG's EXIF block, of which the rotation is part; 0 without.
+    """
 
     kind: str
     width: int
     height: int
+    exif: int = 0
 
 
 def is_picture(data: bytes) -> bool:
@@ -37,7 +46,7 @@ def picture_header(data: bytes) -> PictureHeader:
         RecordError: ``bad_image`` where they are none, or end before the size is known.
 
     >>> picture_header(b"GIF89a" + bytes([3, 0, 2, 0]))
-    PictureHeader(kind='gif', width=3, height=2)
+    PictureHeader(kind='gif', width=3, height=2, exif=0)
     """
     kind = _kind(data)
     if kind is None:
@@ -58,8 +67,8 @@ def _kind(data: bytes) -> str | None:
     return "gif" if data[:6] in (b"GIF87a", b"GIF89a") else None
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    position = 2
+def _jpeg_size(data: bytes) -> tuple[int, int, int]:
+    position, exif = 2, 0
     while True:
         if data[position] != 0xFF:
             raise RecordError("bad_image", f"a jpeg file without a marker at byte {position}")
@@ -69,7 +78,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             continue
         if marker in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, position + 5)
-            return width, height
+            return width, height, exif
+        if marker == _JPEG_EXIF and not exif and data.startswith(b"Exif\0\0", position + 4):
+            exif = position + 4
         if marker in (0xD9, 0xDA):
             raise RecordError("bad_image", "a jpeg file without a frame")
         (length,) = struct.unpack_from(">H", data, position + 2)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import string
@@ -101,12 +102,11 @@ class Tokenizer:
             return np.zeros((0, self.text_length), np.int32), np.zeros((0, self.text_length), np.int32)
         rows = self._encode(texts)
         width = self.text_length if self.padding == "max_length" else max(map(len, rows))
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        is_token = np.arange(width) < lengths[:, None]
         input_ids = np.full((len(rows), width), self.pad_id, np.int32)
-        attention_mask = np.zeros((len(rows), width), np.int32)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)] = row
-            attention_mask[i, : len(row)] = 1
-        return input_ids, attention_mask
+        input_ids[is_token] = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
+        return input_ids, is_token.astype(np.int32)
 
     def _clean(self, text: str) -> str:
         if self.canonicalize:
