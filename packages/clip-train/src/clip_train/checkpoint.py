@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_train.state import TrainState
+from clip_train.state import TrainState, merge, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class Checkpoints:
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
                 "opt_state": ocp.StandardCheckpointHandler(),
+                "ema": ocp.StandardCheckpointHandler(),
                 "progress": ocp.JsonCheckpointHandler(),
             },
         )
@@ -75,6 +76,7 @@ class Checkpoints:
         items = self._args.Composite(
             params=self._args.StandardSave(state.params),
             opt_state=self._args.StandardSave(state.opt_state),
+            **({} if state.ema is None else {"ema": self._args.StandardSave(state.ema)}),
             progress=self._args.JsonSave({"step": step, "cursor": cursor}),
         )
         self._manager.save(step, args=items)
@@ -92,25 +94,35 @@ class Checkpoints:
         items = self._args.Composite(
             params=self._args.StandardRestore(abstract.params),
             opt_state=self._args.StandardRestore(abstract.opt_state),
+            **({} if abstract.ema is None else {"ema": self._args.StandardRestore(abstract.ema)}),
             progress=self._args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=items)
         count = np.asarray(step, abstract.step.dtype)
         placed = jax.make_array_from_callback((), abstract.step.sharding, lambda _: count)
-        state = TrainState(step=placed, params=restored["params"], opt_state=restored["opt_state"])
+        state = TrainState(
+            step=placed, params=restored["params"], opt_state=restored["opt_state"], ema=restored.get("ema")
+        )
         return state, restored["progress"]["cursor"]
 
-    def restore_params(self, abstract: Any) -> Any:
+    def restore_params(self, abstract: Any, *, averaged: Any = None) -> Any:
         """The parameters alone of the newest checkpoint.
 
         Args:
             abstract: a tree of `jax.ShapeDtypeStruct`.
+            averaged: a tree of bools: which of them to take as their moving averages.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
         """
-        items = self._args.Composite(params=self._args.StandardRestore(abstract))
-        return self._manager.restore(self._require_step(), args=items)["params"]
+        if averaged is None:
+            items = self._args.Composite(params=self._args.StandardRestore(abstract))
+            return self._manager.restore(self._require_step(), args=items)["params"]
+        items = self._args.Composite(
+            params=self._args.StandardRestore(abstract), ema=self._args.StandardRestore(select(abstract, averaged))
+        )
+        restored = self._manager.restore(self._require_step(), args=items)
+        return merge(restored["ema"], restored["params"])
 
     def wait(self) -> None:
         """Return once all that was started is on disk."""

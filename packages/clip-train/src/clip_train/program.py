@@ -33,8 +33,7 @@ from clip_train.guard import guard
 from clip_train.inputs import image_tower
 from clip_train.objective import ContrastiveObjective, clip_objective
 from clip_train.optimizers import ParameterOptions, make_optimizer, make_schedule, to_samples, to_steps
-from clip_train.optimizers.names import map_named
-from clip_train.state import TrainState, abstract_state
+from clip_train.state import TrainState, abstract_state, averaged_of
 from clip_train.step import Step, make_step
 from clip_train.teacher import Teacher
 from clip_train.weights import Origin, open_weights
@@ -131,6 +130,15 @@ class Program:
             trainable=self.trainable,
             ema_decay=self.config.ema.decay if self.config.ema else None,
         )
+
+    @property
+    def averaged(self) -> Any:
+        """Which parameters are evaluated as their moving averages, as a tree of bools; `None` if none is."""
+        return averaged_of(self.abstract) if self.config.ema and self.config.ema.evaluate else None
+
+    def evaluated(self, state: TrainState) -> Any:
+        """The parameters that are evaluated: those of a state, or their moving averages."""
+        return state.params if self.averaged is None else state.averaged()
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes, dtypes and shardings of a global batch, as the run hands it to the step."""
@@ -235,7 +243,7 @@ def make_program(config: TrainConfig, origin: Origin, where: Place, *, samples_p
     make = functools.partial(init, model, jax.random.key(config.seed))
     with located("optimizer"):
         options = ParameterOptions(config.optimizer, axes)
-        trainable = map_named(lambda name, _: not options.frozen(name), jax.eval_shape(make))
+        trainable = options.trainable(jax.eval_shape(make))
         tx = guard(make_optimizer(config.optimizer, rate, axes=axes, mesh=where.mesh), config.guard)
     with located("sharding"):
         placed = shardings(where.rules, where.mesh, axes, jax.eval_shape(make))

@@ -140,7 +140,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
                 f"\nStopped by {stop.signal.name} after step {done}, and saved. The same command continues from there."
             )
             return 128 + stop.signal
-        results = [measure(evaluation, state.params) for evaluation in config.evaluation]
+        results = [measure(evaluation, setup.evaluated(state)) for evaluation in config.evaluation]
 
     skipped = count_skipped(setup)
     if is_first():
@@ -181,7 +181,8 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
         setup = prepare(config, origin)
     setup.pipeline.close()
     with located("output_dir"), Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
-        step, params = checkpoints.latest_step(), checkpoints.restore_params(setup.abstract.params)
+        step = checkpoints.latest_step()
+        params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
     show_facts(console, "clip-train eval", [("run", str(output.root)), ("step", f"{step} of {setup.num_steps}")])
     encoders = Encoders(setup.model, setup.mesh)
     results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
@@ -351,6 +352,6 @@ def _unless_last(
     # The end has its own evaluation.
     def action(step: int, state: TrainState) -> None:
         if step < setup.num_steps:
-            measure(evaluation, state.params)
+            measure(evaluation, setup.evaluated(state))
 
     return action

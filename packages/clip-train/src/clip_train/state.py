@@ -110,7 +110,7 @@ def create_state(init: Callable[[], Any], tx: optax.GradientTransformation, abst
 
     def create() -> TrainState:
         params = init()
-        ema = None if abstract.ema is None else select(params, _mask(abstract))
+        ema = None if abstract.ema is None else select(params, averaged_of(abstract))
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), ema=ema)
 
     return jax.jit(create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
@@ -136,7 +136,7 @@ def state_from_params(params: Any, tx: optax.GradientTransformation, abstract: T
     opt_state = jax.jit(tx.init, out_shardings=shardings)(placed)
     step = jax.make_array_from_callback((), abstract.step.sharding, lambda _: np.zeros((), np.int32))
     # The step consumes its state: an average that shares its buffers with the parameters would go with them.
-    ema = None if abstract.ema is None else _copy(select(placed, _mask(abstract)))
+    ema = None if abstract.ema is None else _copy(select(placed, averaged_of(abstract)))
     return TrainState(step=step, params=placed, opt_state=opt_state, ema=ema)
 
 
@@ -145,8 +145,10 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def _mask(abstract: TrainState) -> Any:
-    """Which parameters are averaged."""
+def averaged_of(abstract: TrainState) -> Any:
+    """Which parameters a state keeps moving averages of, as a tree of bools; `None` where it keeps none."""
+    if abstract.ema is None:
+        return None
     return jax.tree.map(lambda leaf: leaf is not None, abstract.ema, is_leaf=lambda leaf: leaf is None)
 
 

@@ -11,11 +11,21 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clip_models import ClipConfig, init, load_config, load_pretrained, preset, save_pretrained, surgery
+from clip_models import (
+    ClipConfig,
+    init,
+    load_config,
+    load_pretrained,
+    logical_axes,
+    preset,
+    save_pretrained,
+    surgery,
+)
 from clip_models.pretrained import Format
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import ModelConfig, TrainConfig
 from clip_train.config_file import ConfigError, located, read_config
+from clip_train.optimizers import ParameterOptions
 from clip_train.output import Output
 
 Load = Callable[[Any], Any]
@@ -134,7 +144,7 @@ def is_run(directory: str | Path) -> bool:
 
 
 def load_run(directory: str | Path) -> tuple[ClipConfig, Any]:
-    """The model of a run, with the parameters of its newest checkpoint.
+    """The model of a run, with the parameters of its newest checkpoint: their averages if it evaluates those.
 
     Args:
         directory: the run's `output_dir`.
@@ -186,8 +196,12 @@ def _run_params(output: Output, config: ClipConfig, shardings: Any) -> Any:
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
+    run = read_config(TrainConfig, output.config)
+    averaged = None
+    if run.ema is not None and run.ema.evaluate:
+        averaged = ParameterOptions(run.optimizer, logical_axes(config)).trainable(shapes)
     with Checkpoints(output.checkpoints) as checkpoints:
-        return checkpoints.restore_params(abstract)
+        return checkpoints.restore_params(abstract, averaged=averaged)
 
 
 def open_weights(name: str) -> tuple[ClipConfig, Load]:

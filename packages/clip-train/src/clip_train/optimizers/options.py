@@ -112,6 +112,10 @@ class ParameterOptions:
         """Whether a parameter stays as it is."""
         return bool(self._find(name, "frozen", False))
 
+    def trainable(self, tree: Any) -> Any:
+        """Which parameters are trained, as a tree of bools."""
+        return map_named(lambda name, _: not self.frozen(name), tree)
+
     def stacked(self, name: str) -> bool:
         """Whether the first axis of a parameter is one of layers."""
         return self._axes is not None and self._axes[name][:1] == ("layers",)
