@@ -17,7 +17,7 @@ from clip_train.optimizers import (
     make_optimizer,
 )
 from clip_train.optimizers.shampoo import Blocks
-from clip_train.state import abstract_state, create_state
+from clip_train.state import abstract_state, averaged_of, create_state
 from clip_train.step import make_step
 
 AXES = {
@@ -183,7 +183,7 @@ def test_the_scale_is_clamped_only_where_asked():
         np.testing.assert_allclose(updates["text"]["projection"]["kernel"], 1.0)
 
 
-def test_what_is_frozen_has_no_state_no_gradient_and_no_average():
+def test_what_is_frozen_has_no_state_no_gradient_and_no_average(tmp_path):
     frozen = AdamWConfig(parameters=(ParametersConfig(match="vision", frozen=True),))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     tx = make_optimizer(frozen, 0.1, axes=AXES)
@@ -217,3 +217,10 @@ def test_what_is_frozen_has_no_state_no_gradient_and_no_average():
     assert np.abs(old - new).max() > 0.05
     np.testing.assert_allclose(state.averaged()["text"]["projection"]["kernel"], 0.1 * old + 0.9 * new, rtol=1e-5)
     np.testing.assert_array_equal(state.averaged()["vision"]["norm"]["scale"], before["vision"]["norm"]["scale"])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        again, _ = checkpoints.restore(abstract)
+        averaged = checkpoints.restore_params(abstract.params, averaged=averaged_of(abstract))
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    jax.tree.map(np.testing.assert_array_equal, averaged, state.averaged())

@@ -59,7 +59,7 @@ def distributed_shampoo(
     *,
     block_size: int | Mapping[str, int] = 512,
     beta1: float = 0.9,
-    beta2: float = 0.999,
+    beta2: float = 0.95,
     nesterov: bool = True,
     graft: Graft = "rmsprop_normalized",
     start_preconditioning_step: int = 25,
