@@ -280,6 +280,7 @@ def make_watch(setup: Setup, output: Output, console: Console) -> Watch:
         if is_plain
         else lambda _: None,
         say=functools.partial(warn, console),
+        gather=functools.partial(gather_items, mesh=setup.mesh),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from clip_train.guard import NOT_FINITE, OK, GuardConfig
 from clip_train.log import Row, to_line
+from clip_train.processes import is_first
 
 Say = Callable[[str], None]
 
@@ -34,10 +35,19 @@ class Watch:
         path: where bad steps are written, one JSON object a line: step, loss, norms, and the keys of the batch.
         first_loss: gives what is wrong with the loss of the first step, or None.
         say: prints a warning.
+        gather: from the keys of this process's rows to those of all processes.
     """
 
-    def __init__(self, config: GuardConfig, path: Path, *, first_loss: Callable[[float], str | None], say: Say) -> None:
-        self._config, self._path, self._say = config, path, say
+    def __init__(
+        self,
+        config: GuardConfig,
+        path: Path,
+        *,
+        first_loss: Callable[[float], str | None],
+        say: Say,
+        gather: Callable[[list[str]], list[str]] = list,
+    ) -> None:
+        self._config, self._path, self._say, self._gather = config, path, say, gather
         self._first_loss: Callable[[float], str | None] | None = first_loss
         self._stopped, self._in_a_row = False, 0
         self._keys: collections.OrderedDict[int, Sequence[str]] = collections.OrderedDict()
@@ -69,9 +79,10 @@ class Watch:
         if self._stopped:
             return  # these steps were under way when the run had already ended
         written = {name: value for name, value in row.items() if "loss" in name or "norm" in name}
-        keys = list(self._keys.pop(row["step"]))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(to_line({"step": row["step"], "reason": what, "action": action, **written, "keys": keys}))
+        keys = self._gather(list(self._keys.pop(row["step"])))
+        if is_first():
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(to_line({"step": row["step"], "reason": what, "action": action, **written, "keys": keys}))
         if self._in_a_row == _HOPELESS:
             self._stopped = True
             raise BadStepError(
