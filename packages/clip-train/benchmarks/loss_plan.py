@@ -1,0 +1,75 @@
+"""The loss alone on a TPU slice that nobody here owns: as a ring, and as the plain form that XLA divides.
+
+    pip install "clip-sharding[tpu]"
+    python packages/clip-train/benchmarks/loss_plan.py [--topology v5e:16x16] [--pairs 32768 65536 …]
+
+Value and gradients of bfloat16 embeddings: memory of a device, bytes it sends, and the least time.
+"""
+
+import argparse
+import os
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from clip_losses import sharded_sigmoid_loss, sharded_softmax_loss
+from clip_sharding import DoesNotFitError, MeshConfig, batch_sharding, find_topology, make_mesh, plan
+
+
+def logits(image, text, scale, bias):
+    return scale * jnp.matmul(image, text.T, preferred_element_type=jnp.float32) + bias
+
+
+def dense_sigmoid(image, text, scale, bias):
+    x = logits(image, text, scale, bias)
+    positions = jnp.arange(len(image))
+    return -jax.nn.log_sigmoid(jnp.where(positions[:, None] == positions, x, -x)).sum() / len(image)
+
+
+def dense_softmax(image, text, scale, bias):
+    x = logits(image, text, scale, bias)
+    return (jax.nn.logsumexp(x, 0) + jax.nn.logsumexp(x, 1) - 2 * jnp.diagonal(x)).mean() / 2
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", default="v5e:16x16")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[2**n for n in range(15, 21)])
+    parser.add_argument("--width", type=int, default=768)
+    args = parser.parse_args()
+    topology = find_topology(args.topology)
+    mesh = make_mesh(MeshConfig(), topology.devices)
+    rows, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    over = {"mesh": mesh, "axis_name": ("data", "fsdp")}
+    forms = {
+        ("sigmoid", "ring"): lambda *x: sharded_sigmoid_loss(*x, **over),
+        ("sigmoid", "dense"): dense_sigmoid,
+        ("softmax", "ring"): lambda *x: sharded_softmax_loss(*x[:3], **over),
+        ("softmax", "dense"): dense_softmax,
+    }
+    print(
+        "| pairs | loss | form | peak, GiB | sent, MB | arithmetic | HBM | network |\n|---|---|---|---|---|---|---|---|"
+    )
+    for pairs in args.pairs:
+        embeds = jax.ShapeDtypeStruct((pairs, args.width), jnp.bfloat16, sharding=rows)
+        for (kind, form), loss in forms.items():
+            step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), out_shardings=(whole, (rows, rows, whole, whole)))
+            try:
+                made = plan(step, embeds, embeds, scalar, scalar, topology=topology)
+            except DoesNotFitError as error:
+                print(f"| {pairs:,} | {kind} | {form} | refused: {error.needed / 2**30:.1f} | | | | |", flush=True)
+                continue
+            line = made.roofline
+            print(
+                f"| {pairs:,} | {kind} | {form} | {made.memory['peak'] / 2**30:.2f} | "
+                f"{sum(made.sent.values()) / 1e6:,.0f} | {1e3 * line.compute:.2f} ms | {1e3 * line.memory:.2f} ms | {1e3 * line.network:.2f} ms |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
