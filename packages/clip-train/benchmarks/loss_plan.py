@@ -64,11 +64,9 @@ def main():
                 print(f"| {pairs:,} | {kind} | {form} | refused: {error.needed / 2**30:.1f} | | | | |", flush=True)
                 continue
             line = made.roofline
-            print(
-                f"| {pairs:,} | {kind} | {form} | {made.memory['peak'] / 2**30:.2f} | "
-                f"{sum(made.sent.values()) / 1e6:,.0f} | {1e3 * line.compute:.2f} ms | {1e3 * line.memory:.2f} ms | {1e3 * line.network:.2f} ms |",
-                flush=True,
-            )
+            times = " | ".join(f"{1e3 * seconds:.2f} ms" for seconds in (line.compute, line.memory, line.network))
+            peak, sent = made.memory["peak"] / 2**30, sum(made.sent.values()) / 1e6
+            print(f"| {pairs:,} | {kind} | {form} | {peak:.2f} | {sent:,.0f} | {times} |", flush=True)
 
 
 if __name__ == "__main__":
