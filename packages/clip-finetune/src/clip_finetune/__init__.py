@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip_finetune.backbone import load_backbone
+    from clip_finetune.classifier import Classifier, load_classifier
     from clip_finetune.config import FinetuneConfig
-    from clip_finetune.heads import LinearHead
+    from clip_finetune.heads import AttentionHead, LinearHead
 
-__all__ = ["FinetuneConfig", "LinearHead", "load_backbone"]
+__all__ = ["AttentionHead", "Classifier", "FinetuneConfig", "LinearHead", "load_backbone", "load_classifier"]
 
-_HOMES = {"FinetuneConfig": "config", "LinearHead": "heads", "load_backbone": "backbone"}
+_HOMES = {
+    "AttentionHead": "heads",
+    "Classifier": "classifier",
+    "FinetuneConfig": "config",
+    "LinearHead": "heads",
+    "load_backbone": "backbone",
+    "load_classifier": "classifier",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from clip_train.cli import add_config_arguments, config_path, guarded
+from clip_train.cli import config_path, guarded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,18 +20,51 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="clip-finetune", description="From a CLIP or SigLIP checkpoint to a task.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    classify = verbs.add_parser("classify", help="image classification: a linear probe on the image tower")
-    add_config_arguments(classify, "the config")
+
+    classify = verbs.add_parser("classify", help="image classification: from a zero-shot head to full fine-tuning")
+    classify.add_argument("config", nargs="?", help="the config; or give --model and --data")
+    classify.add_argument("--model", help="a run's directory, a model's directory, or a name on the Hugging Face Hub")
+    classify.add_argument("--data", help="a folder of class folders, or labelled shards")
+    classify.add_argument("--mode", help="zero-shot, probe, attention, full, lora or wise-ft (default: probe)")
+    classify.add_argument("--to", help="the output directory (default: runs/classify)")
+    classify.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a field of the config, such as tune.epochs=5; may be repeated",
+    )
     classify.set_defaults(action=_classify)
+
+    predict = verbs.add_parser("predict", help="classify pictures with what classify made")
+    predict.add_argument("--model", required=True, help="the output directory of classify")
+    predict.add_argument("--images", required=True, nargs="+", help="paths or globs of pictures")
+    predict.add_argument("--to", default="predictions.csv", help="a .csv or .parquet (default: %(default)s)")
+    predict.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: %(default)s)")
+    predict.set_defaults(action=_predict)
     return parser
 
 
 def _classify(options: argparse.Namespace) -> int:
+    from clip_finetune.asked import asked_of
     from clip_finetune.classify import classify
-    from clip_finetune.config import FinetuneConfig
-    from clip_train.config_file import read_config
 
-    return classify(read_config(FinetuneConfig, config_path(options.config), options.overrides))
+    config = asked_of(
+        None if options.config is None else config_path(options.config),
+        options.overrides,
+        model=options.model,
+        data=options.data,
+        mode=options.mode,
+        output_dir=options.to,
+    )
+    return classify(config)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from clip_finetune.predict import predict
+
+    return predict(options.model, options.images, Path(options.to), batch_size=options.batch_size)
 
 
 if __name__ == "__main__":

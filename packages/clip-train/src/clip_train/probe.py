@@ -132,7 +132,8 @@ def sweep_weight_decay(
     Args:
         features: float32 `[n, d]`, to train on.
         targets: int `[n]`, or multi-hot `[n, c]`.
-        held_out: features and targets to judge by: accuracy, or mean average precision of multi-hot targets.
+        held_out: features and targets to judge by: accuracy, or mean average precision of multi-hot targets; among
+            equal ones the loss.
         config: of the training.
         num_classes: c.
         loss: of a sample.
@@ -143,13 +144,15 @@ def sweep_weight_decay(
     """
 
     @functools.cache
-    def score(index: int) -> float:
+    def score(index: int) -> tuple[float, float]:
         decay = _STRENGTHS[index]
         probe = fit_probe(features, targets, config, num_classes=num_classes, weight_decay=decay, loss=loss, seed=seed)
         logits = probe_logits(probe, held_out[0])
+        # CLIP_benchmark takes the first of equal ones; the loss tells them apart where all answers are right.
+        cost = float(loss(jnp.asarray(logits), jnp.asarray(held_out[1])).mean())
         if held_out[1].ndim == 2:
-            return mean_average_precision(logits, held_out[1])
-        return float((logits.argmax(axis=1) == held_out[1]).mean())
+            return mean_average_precision(logits, held_out[1]), -cost
+        return float((logits.argmax(axis=1) == held_out[1]).mean()), -cost
 
     def peak(indices: Sequence[int]) -> int:
         return max(indices, key=score)

@@ -1,0 +1,60 @@
+"""What a command line asks for: a config file, or a config made of a few flags."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from clip_finetune.config import FinetuneConfig
+from clip_train.config_file import ConfigError, config_to_json, located, parse_config, read_config, set_field
+from clip_train.data_argument import source_of
+
+
+def asked_of(
+    file: Path | None,
+    overrides: list[str],
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    mode: str | None = None,
+    output_dir: str | None = None,
+) -> FinetuneConfig:
+    """The config of a classification.
+
+    Args:
+        file: a config file; `None`: the flags say all.
+        overrides: of its fields.
+        model: as in the config.
+        data: labelled samples to learn from, class folders or shards; a folder that holds `train` and `test` is both.
+        mode: as in the config.
+        output_dir: likewise.
+
+    Raises:
+        ConfigError: something is missing, or cannot be.
+    """
+    tree: dict[str, Any] = {}
+    if model is not None:
+        tree["model"] = os.path.abspath(model) if os.path.exists(model) else model
+    if mode is not None:
+        tree["mode"] = mode
+    if output_dir is not None:
+        tree["output_dir"] = os.path.abspath(output_dir)
+    if data is not None:
+        with located("--data"):
+            train = source_of(data, split="train")
+            tree["train"] = config_to_json(train)
+            test = source_of(data, split="test")
+        if (Path(data) / "train").is_dir() and (Path(data) / "test").is_dir():
+            tree["test"] = config_to_json(test)
+    if file is not None:
+        # A flag is an override like any other.
+        flags = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
+        return read_config(FinetuneConfig, file, [*flags, *overrides])
+    if model is None or data is None:
+        raise ConfigError("give a config, or --model and --data")
+    tree.setdefault("output_dir", os.path.abspath("runs/classify"))
+    for override in overrides:
+        set_field(tree, override)
+    return parse_config(FinetuneConfig, tree)

@@ -1,0 +1,103 @@
+"""`clip-finetune predict`: a classifier's labels and probabilities for pictures, as CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_data import decode_image
+from clip_finetune.classifier import Classifier, load_classifier
+from clip_models import preprocess_images
+from clip_models.preprocess import PatchSequences
+from clip_train.config_file import ConfigError, located
+from clip_train.screen import make_console, show_facts
+
+
+def predict(directory: str, images: Sequence[str], to: Path, *, batch_size: int = 64) -> int:
+    """Classify pictures and write a table: `image`, `label`, `probability`, and a column for each class.
+
+    Args:
+        directory: of the classifier, or of the task that made it.
+        images: paths or globs, `**` for folders at any depth.
+        to: a file that ends in `.csv` or `.parquet`.
+        batch_size: pictures at once.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: there is no classifier, no picture, or the table's name says no format.
+    """
+    if to.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--to: a file that ends in .csv or .parquet; got {to}")
+    with located("--model"):
+        classifier, params = load_classifier(directory)
+    found = [sorted(glob.glob(pattern, recursive=True)) for pattern in images]
+    if missing := [pattern for pattern, paths in zip(images, found, strict=True) if not paths]:
+        raise ConfigError(f"--images: nothing at {', '.join(missing)}")
+    paths = [path for path in dict.fromkeys(itertools.chain.from_iterable(found)) if Path(path).is_file()]
+    unreadable: list[str] = []
+    names, rows = [], []
+    for part, probabilities in _predict(classifier, params, paths, batch_size, unreadable):
+        names += part
+        rows.append(probabilities)
+    if not names:
+        raise ConfigError(f"--images: none of {len(paths)} files is a picture; the first: {unreadable[0]}")
+    _write(to, classifier, names, np.concatenate(rows))
+    console = make_console()
+    for line in unreadable:
+        console.print(f"Left out: {line}", markup=False)
+    facts = [("pictures", f"{len(names):,}"), ("left out", f"{len(unreadable):,}"), ("table", str(to))]
+    show_facts(console, "clip-finetune predict", facts)
+    return 0
+
+
+def _predict(
+    classifier: Classifier, params: Any, paths: Sequence[str], batch_size: int, unreadable: list[str]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    run = jax.jit(classifier.logits_of_inputs)
+    for start in range(0, len(paths), batch_size):
+        names, pictures = [], []
+        for path in paths[start : start + batch_size]:
+            try:
+                pictures.append(decode_image(Path(path).read_bytes()))
+                names.append(path)
+            except (OSError, ValueError) as error:
+                unreadable.append(f"{path}: {error}")
+        if not names:
+            continue
+        # One shape compiles once: the last batch is filled up with its last picture.
+        full = pictures + [pictures[-1]] * (batch_size - len(pictures))
+        prepared: np.ndarray | PatchSequences = preprocess_images(classifier.config, full)
+        inputs: Any = {"pixel_values": prepared} if isinstance(prepared, np.ndarray) else prepared
+        yield names, classifier.probabilities(np.asarray(run(params, inputs)))[: len(names)]
+
+
+def _write(to: Path, classifier: Classifier, names: Sequence[str], probabilities: np.ndarray) -> None:
+    best = probabilities.argmax(axis=1)
+    labels = [classifier.classnames[i] for i in best]
+    if classifier.multi_label:
+        labels = ["; ".join(np.asarray(classifier.classnames)[row > 0.5]) for row in probabilities]
+    columns: dict[str, Any] = {"image": list(names), "label": labels, "probability": probabilities.max(axis=1)}
+    columns |= {f"p({name})": probabilities[:, i] for i, name in enumerate(classifier.classnames)}
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if to.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(columns), to)
+        return
+    with to.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(
+            [value if isinstance(value, str) else f"{value:.6f}" for value in row]
+            for row in zip(*columns.values(), strict=True)
+        )

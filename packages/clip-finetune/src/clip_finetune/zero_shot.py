@@ -1,0 +1,68 @@
+"""A linear head out of class names: the rows are what the text tower makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_data import SourceConfig, Tokenizer
+from clip_models import ClipConfig
+from clip_sharding import MeshConfig, make_mesh
+from clip_train.evaluate import Encoders, EvaluationConfig, Prompts, class_embeds, read_prompts
+from clip_train.inputs import data_config
+
+_PLAIN = ("a photo of a {c}.",)
+
+
+def find_prompts(classnames: tuple[str, ...], templates: Any, source: SourceConfig) -> Prompts:
+    """The class names with the templates that are given, that lie beside the shards, or a plain one.
+
+    Args:
+        classnames: in label order.
+        templates: as in an evaluation; `None` looks beside the shards.
+        source: the labelled samples.
+
+    Raises:
+        ValueError: the templates cannot be read, or do not belong to the classes.
+    """
+    config: dict[str, Any] = {"name": "prompts", "task": "zeroshot_classification", "data": source}
+    try:
+        return read_prompts(EvaluationConfig(**config, classnames=classnames, templates=templates))
+    except ValueError:
+        if templates is not None:
+            raise
+        return Prompts(classnames, _PLAIN)
+
+
+def zero_shot_head(config: ClipConfig, params: Any, prompts: Prompts, *, multi_label: bool) -> dict[str, np.ndarray]:
+    """The head that compares embeddings with the classes in words, at the model's scale.
+
+    Args:
+        config: the model, with both towers.
+        params: its parameters.
+        prompts: class names and sentences.
+        multi_label: whether its bias counts: it does for several labels, whose probabilities are sigmoids.
+
+    Returns:
+        `kernel` float32 `[e, c]` and `bias` float32 `[c]`.
+
+    Raises:
+        ValueError: the model has no text tower, or no tokenizer.
+    """
+    tokenizer = None if config.text is None else Tokenizer.of(data_config(config, (_any_source(),)))
+    if tokenizer is None:
+        lacking = "text tower" if config.text is None else "tokenizer"
+        raise ValueError(f"a zero-shot head is made of class names in words, and the model has no {lacking}")
+    encoders = Encoders(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    classes = class_embeds(encoders, params, prompts, tokenizer)
+    bias = float(params.get("logit_bias", 0.0)) if multi_label else 0.0
+    return {
+        "kernel": classes.T * np.exp(np.float32(params["logit_scale"])),
+        "bias": np.full(len(classes), bias, np.float32),
+    }
+
+
+def _any_source() -> SourceConfig:
+    return SourceConfig(format="folder", shards=".")
