@@ -206,7 +206,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse batches that do not divide, runs without a sample, and two evaluations of one name."""
+        """Refuse outputs in buckets, batches that do not divide, runs without a sample, and two evaluations of one name."""
+        if "://" in self.output_dir:
+            raise ValueError(
+                f"output_dir is a directory in the file system; got {self.output_dir!r}. Mount the bucket (gcsfuse, "
+                "s3fs) and give a directory in it"
+            )
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size is at least 1; got {self.global_batch_size}")
         check_length(self.train_samples, "train_samples")
