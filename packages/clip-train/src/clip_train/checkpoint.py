@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from clip_sharding import exchange
+from clip_train.fingerprint import fingerprints
 from clip_train.state import TrainState, merge, select
 
 
@@ -34,6 +39,22 @@ class CheckpointConfig:
                 raise ValueError(f"{field.name} is above 0; got {value}")
 
 
+class Restored(NamedTuple):
+    """What a checkpoint held.
+
+    Attributes:
+        step: updates made.
+        state: all of it.
+        cursor: the position in the data.
+        torn: steps of newer checkpoints, which cannot be read.
+    """
+
+    step: int
+    state: TrainState
+    cursor: dict[str, Any]
+    torn: tuple[int, ...]
+
+
 class Checkpoints:
     """The checkpoints in one directory; close it, or use it as a context manager.
 
@@ -42,12 +63,14 @@ class Checkpoints:
     see, and all call the same methods.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 3, say: Callable[[str], None] | None = None) -> None:
         import orbax.checkpoint as ocp
 
-        # Orbax reports each save at INFO through absl; what matters of it is said by the run itself.
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        # Orbax reports each save, and each failure several times, through absl; the run itself says what matters.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._args = ocp.args
+        self._say = say
+        self._under_way: int | None = None
         self._manager = ocp.CheckpointManager(
             Path(directory).absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
@@ -66,47 +89,71 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, cursor: dict[str, Any]) -> None:
         """Start writing the state after `step` updates; returns once the state may be donated.
 
+        Where the one before could not be written, that is said, if somebody listens, and this one is tried.
+
         Args:
             step: updates made; a step that is already saved is left as it is.
             state: what to save.
             cursor: the position in the data after the batch of update `step`, as JSON values.
+
+        Raises:
+            OSError: the one before, or this one, could not be written.
         """
         if step in self._manager.all_steps():
             return
+        try:
+            self.wait()
+        except OSError as error:
+            if self._say is None:
+                raise
+            self._say(f"{error} Training goes on; the next one is due as configured.")
+        progress = {
+            "step": step,
+            "cursor": cursor,
+            "params": fingerprints(state.params),
+            "opt_state": fingerprints(state.opt_state),
+            **({} if state.ema is None else {"ema": fingerprints(state.ema)}),
+        }
         items = self._args.Composite(
             params=self._args.StandardSave(state.params),
             opt_state=self._args.StandardSave(state.opt_state),
             **({} if state.ema is None else {"ema": self._args.StandardSave(state.ema)}),
-            progress=self._args.JsonSave({"step": step, "cursor": cursor}),
+            progress=self._args.JsonSave(progress),
         )
-        self._manager.save(step, args=items)
+        self._under_way = step
+        with self._explained():
+            self._manager.save(step, args=items)
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint: the state, each array read into its sharding, and the cursor.
+    def restore(self, abstract: TrainState) -> Restored:
+        """The newest checkpoint that can be read, each array in its sharding.
+
+        Newer ones, which a fault of the disk has torn, are moved to `torn/` beside the directory: the run will come by
+        their steps again.
 
         Args:
             abstract: shapes, dtypes and shardings, from `abstract_state`.
 
         Raises:
             FileNotFoundError: there is none.
+            ValueError: none can be read.
         """
-        step = self._require_step()
         items = self._args.Composite(
             params=self._args.StandardRestore(abstract.params),
             opt_state=self._args.StandardRestore(abstract.opt_state),
             **({} if abstract.ema is None else {"ema": self._args.StandardRestore(abstract.ema)}),
             progress=self._args.JsonRestore(),
         )
-        restored = self._manager.restore(step, args=items)
+        step, restored, torn = self._newest(items)
+        self._put_aside(torn)
         count = np.asarray(step, abstract.step.dtype)
         placed = jax.make_array_from_callback((), abstract.step.sharding, lambda _: count)
         state = TrainState(
             step=placed, params=restored["params"], opt_state=restored["opt_state"], ema=restored.get("ema")
         )
-        return state, restored["progress"]["cursor"]
+        return Restored(step=step, state=state, cursor=restored["progress"]["cursor"], torn=torn)
 
-    def restore_params(self, abstract: Any, *, averaged: Any = None) -> Any:
-        """The parameters alone of the newest checkpoint.
+    def restore_params(self, abstract: Any, *, averaged: Any = None) -> tuple[int, Any]:
+        """The step, and the parameters alone, of the newest checkpoint that can be read.
 
         Args:
             abstract: a tree of `jax.ShapeDtypeStruct`.
@@ -114,19 +161,58 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
+            ValueError: none can be read.
         """
-        if averaged is None:
-            items = self._args.Composite(params=self._args.StandardRestore(abstract))
-            return self._manager.restore(self._require_step(), args=items)["params"]
         items = self._args.Composite(
-            params=self._args.StandardRestore(abstract), ema=self._args.StandardRestore(select(abstract, averaged))
+            params=self._args.StandardRestore(abstract),
+            **({} if averaged is None else {"ema": self._args.StandardRestore(select(abstract, averaged))}),
+            progress=self._args.JsonRestore(),
         )
-        restored = self._manager.restore(self._require_step(), args=items)
-        return merge(restored["ema"], restored["params"])
+        step, restored, _ = self._newest(items)
+        return step, restored["params"] if averaged is None else merge(restored["ema"], restored["params"])
+
+    def _newest(self, items: Any) -> tuple[int, Any, tuple[int, ...]]:
+        """The newest step that all processes can read, what it holds, and the newer steps."""
+        first_error: Exception | None = None
+        torn: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, is_whole = None, False
+            try:
+                restored = self._manager.restore(step, args=items)
+                _check(restored)
+                is_whole = True
+            except Exception as error:  # a torn file may make its reader say anything
+                first_error = first_error or error
+            if all(exchange(is_whole)):
+                return step, restored, tuple(torn)
+            torn.append(step)
+        if not torn:
+            raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
+        message = str(first_error).strip().split("\n")[0]
+        raise ValueError(
+            f"no checkpoint in {self._manager.directory} fits this run and can be read; of step {torn[0]}: {message}"
+        ) from first_error
+
+    def _put_aside(self, steps: tuple[int, ...]) -> None:
+        directory = Path(self._manager.directory)
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = directory.parent / "torn" / f"{step}-{time.time_ns()}"
+                aside.parent.mkdir(exist_ok=True)
+                (directory / str(step)).rename(aside)
+        if steps:
+            exchange(None)
+            self._manager.reload()
 
     def wait(self) -> None:
-        """Return once all that was started is on disk."""
-        self._manager.wait_until_finished()
+        """Return once all that was started is on disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._under_way = None
 
     def close(self) -> None:
         """Wait, then release the directory."""
@@ -140,8 +226,28 @@ class Checkpoints:
         if kind is None or jax.process_count() == 1:
             self.close()
 
-    def _require_step(self) -> int:
-        step = self.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
-        return step
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Make of whatever a failed write says one kind of error."""
+        try:
+            yield
+        except Exception as error:  # of several libraries and file systems
+            step, self._under_way = self._under_way, None
+            message = str(error).strip().split("\n")[0]
+            raise OSError(
+                f"The checkpoint of step {step} could not be written to {self._manager.directory}: {message}. "
+                "Those before it are whole."
+            ) from error
+
+
+def _check(restored: Any) -> None:
+    """Refuse arrays that are not those that were saved."""
+    for name, wanted in restored["progress"].items():
+        if name in ("params", "opt_state", "ema") and restored.get(name) is not None:
+            for (path, _), was, now in zip(
+                jax.tree_util.tree_leaves_with_path(restored[name]), wanted, fingerprints(restored[name]), strict=True
+            ):
+                if was != now:
+                    raise ValueError(
+                        f"{name}{jax.tree_util.keystr(path)} is not what was saved: its bytes have changed"
+                    )

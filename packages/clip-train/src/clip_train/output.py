@@ -19,8 +19,8 @@ from clip_sharding import exchange
 from clip_train.config_file import ConfigError
 from clip_train.processes import AgreedError
 
-# What may differ between two starts of one run: it changes nothing that the run computes.
-_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "guard", "data.num_threads"})
+# What may differ between two starts of one run: it changes nothing that the run has computed.
+_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "guard", "train_samples", "data.num_threads"})
 _PACKAGES = ("clip-losses", "clip-models", "clip-sharding", "clip-data", "clip-train", "jax", "jaxlib", "flax", "optax")
 
 
@@ -95,6 +95,12 @@ class Output:
             )
         return True
 
+    def is_finished(self, config: dict[str, Any]) -> bool:
+        """Whether the run is done with all that this config, the resolved one, asks for: it may ask for more steps."""
+        if not self.results.exists():
+            return False
+        return json.loads(self.config.read_text())["train_samples"] == config["train_samples"]
+
     def check_shared(self) -> None:
         """Make sure that this process sees what the first one wrote.
 
@@ -108,8 +114,9 @@ class Output:
             )
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write the resolved config and the environment."""
+        """Write the resolved config and the environment; what was finished before is no longer."""
         self.root.mkdir(parents=True, exist_ok=True)
+        self.results.unlink(missing_ok=True)
         write_json(self.config, config)
         write_json(self.environment, environment())
 

@@ -54,11 +54,12 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         config, origin = resolve(config)
         output = Output(Path(config.output_dir))
         resolved = config_to_json(config)
-        finished = is_first() and output.claim(resolved) and output.results.exists()
+        finished = is_first() and output.claim(resolved) and output.is_finished(resolved)
     check_alike(resolved)
     if exchange(finished)[0]:
         console.print(
-            f"This run is finished: {output.results}, {output.report}. To train again, set another output_dir."
+            f"This run is finished: {output.results}, {output.report}. To train on, raise train_samples; to train "
+            "again, set another output_dir."
         )
         return 0
 
@@ -81,7 +82,8 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         output.check_shared()
     with contextlib.ExitStack() as resources:
         pipeline = resources.enter_context(setup.pipeline)
-        checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep))
+        say = functools.partial(warn, console)
+        checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep, say=say))
         state, first_step = start(setup, checkpoints, pipeline, console)
         watch = make_watch(setup, output, console)
         with together():
@@ -125,15 +127,16 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
             state, done = fit(
                 state,
                 step,
-                watched(batches, functools.partial(warn, console)),
+                watched(batches, say),
                 num_steps=setup.num_steps,
                 first_step=first_step,
                 log=log,
                 events=events,
                 stop=stop,
             )
-        save(done, state)
-        checkpoints.wait()
+        with explained_faults(), located("output_dir"):
+            save(done, state)
+            checkpoints.wait()
         if stop.signal is not None and done < setup.num_steps:
             log.close()
             console.print(
@@ -181,8 +184,7 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
         setup = prepare(config, origin)
     setup.pipeline.close()
     with located("output_dir"), Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
-        step = checkpoints.latest_step()
-        params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
+        step, params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
     show_facts(console, "clip-train eval", [("run", str(output.root)), ("step", f"{step} of {setup.num_steps}")])
     encoders = Encoders(setup.model, setup.mesh)
     results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
@@ -194,13 +196,16 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
 
 def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: Console) -> tuple[TrainState, int]:
     """The state to begin with: the newest checkpoint's, or a first one; the pipeline is moved to match."""
-    step = checkpoints.latest_step()
-    if step is not None:
-        state, cursor = checkpoints.restore(setup.abstract)
+    if checkpoints.latest_step() is not None:
+        with located("output_dir"):
+            restored = checkpoints.restore(setup.abstract)
         with located("data.train"):
-            pipeline.seek(cursor)
-        console.print(f"Continuing from the checkpoint of step {step}.")
-        return state, step
+            pipeline.seek(restored.cursor)
+        if restored.torn:
+            torn = ", ".join(map(str, restored.torn))
+            warn(console, f"The checkpoint of step {torn} is torn: it cannot be read, and was moved to torn/.")
+        console.print(f"Continuing from the checkpoint of step {restored.step}.")
+        return restored.state, restored.step
     if setup.origin.load is not None:
         placements = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract.params)
         return state_from_params(setup.origin.load(placements), setup.tx, setup.abstract), 0

@@ -201,7 +201,7 @@ def _run_params(output: Output, config: ClipConfig, shardings: Any) -> Any:
     if run.ema is not None and run.ema.evaluate:
         averaged = ParameterOptions(run.optimizer, logical_axes(config)).trainable(shapes)
     with Checkpoints(output.checkpoints) as checkpoints:
-        return checkpoints.restore_params(abstract, averaged=averaged)
+        return checkpoints.restore_params(abstract, averaged=averaged)[1]
 
 
 def open_weights(name: str) -> tuple[ClipConfig, Load]:

@@ -104,7 +104,7 @@ def test_each_learns_divided_over_devices_and_continues_exactly_where_it_was_sav
                 checkpoints.wait()
             state, metrics = step(state, batch_of(i))
             losses.append(float(metrics["loss"]))
-        again, _ = checkpoints.restore(abstract)
+        again = checkpoints.restore(abstract).state
     assert np.mean(losses[-5:]) < 0.25 * losses[0]
     for i in range(50, 60):
         again, _ = step(again, batch_of(i))
@@ -220,7 +220,7 @@ def test_what_is_frozen_has_no_state_no_gradient_and_no_average(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.wait()
-        again, _ = checkpoints.restore(abstract)
-        averaged = checkpoints.restore_params(abstract.params, averaged=averaged_of(abstract))
+        again = checkpoints.restore(abstract).state
+        _, averaged = checkpoints.restore_params(abstract.params, averaged=averaged_of(abstract))
     jax.tree.map(np.testing.assert_array_equal, again, state)
     jax.tree.map(np.testing.assert_array_equal, averaged, state.averaged())
