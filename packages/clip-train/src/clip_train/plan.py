@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 
 from clip_models.config import Remat
 from clip_sharding import (
+    BATCH_AXES,
     CHIPS,
     DoesNotFitError,
     MeshConfig,
@@ -176,18 +178,14 @@ def _model_flops(program: Program) -> float:
 
 
 def _microbatches(config: TrainConfig, topology: Topology) -> Iterator[int]:
-    """Parts of the global batch that devices divide, halved from the whole on."""
+    """Parts of the global batch that the devices divide, halved from the whole on."""
     size = config.global_batch_size
-    resolved, origin = resolve(config, platform=topology.platform)
-    while True:
-        try:
-            place(dataclasses.replace(resolved, microbatch_size=size), origin.config, topology.devices, memory=0)
-        except ConfigError:
-            return
+    resolved, origin = resolve(dataclasses.replace(config, microbatch_size=size), platform=topology.platform)
+    mesh = place(resolved, origin.config, topology.devices, memory=topology.memory).mesh
+    num_parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    while size and size % num_parts == 0:
         yield size
-        if size % 2:
-            return
-        size //= 2
+        size = size // 2 if size % 2 == 0 else 0
 
 
 def topology_named(name: str) -> Topology:
