@@ -206,7 +206,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what is no directory, batches that do not divide, runs without a sample, two evaluations of one name."""
+        """Refuse what is no directory, batches that do not divide, no sample, and two evaluations of one name."""
         if "://" in self.output_dir:
             raise ValueError(
                 f"output_dir is a directory in the file system; got {self.output_dir!r}. Mount the bucket (gcsfuse, "
