@@ -67,5 +67,14 @@ def _predict(options: argparse.Namespace) -> int:
     return predict(options.model, options.images, Path(options.to), batch_size=options.batch_size)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console's `clip-finetune`: `main`, in a process that is prepared for what it computes."""
+    if len(sys.argv) > 1 and not {"-h", "--help"} & set(sys.argv):
+        from clip_train.host import prepare_host
+
+        prepare_host()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()

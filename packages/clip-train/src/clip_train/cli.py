@@ -24,6 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: options.action(options), debug=options.debug)
 
 
+def command() -> None:
+    """The console's `clip-train`: `main`, in a process that is prepared for what the verb computes."""
+    if set(sys.argv[1:]) & {"run", "eval", "embed", "search"} and not {"-h", "--help"} & set(sys.argv):
+        from clip_train.host import prepare_host
+
+        prepare_host()
+    sys.exit(main())
+
+
 def guarded(action: Callable[[], int], *, debug: bool) -> int:
     """Run a verb; a fault in what was asked for becomes one message, without a traceback unless `debug`."""
     try:
@@ -278,4 +287,4 @@ def _init(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

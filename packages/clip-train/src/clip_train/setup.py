@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 
 import jax
@@ -14,6 +13,7 @@ from clip_sharding import batch_readers
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, check_evaluation
+from clip_train.host import accelerators
 from clip_train.inputs import data_config, image_tower, text_config
 from clip_train.objective import first_logits, loss_kind
 from clip_train.optimizers import Length, to_steps
@@ -171,15 +171,9 @@ def _warnings(setup: Setup) -> list[str]:
     by_steps, by_time = config.checkpoint.every_steps, config.checkpoint.every_minutes
     if by_time is None and (by_steps is None or by_steps >= setup.num_steps):
         found.append("no checkpoint will be written before the end (checkpoint.every_minutes, checkpoint.every_steps)")
-    if jax.default_backend() == "cpu" and "JAX_PLATFORMS" not in os.environ and (devices := _accelerators()):
+    if jax.default_backend() == "cpu" and "JAX_PLATFORMS" not in os.environ and (devices := accelerators()):
         found.append(
             f"this machine has an accelerator ({devices[0]}) that jax does not see: "
             "install the extra for it, clip-train[cuda] or clip-train[tpu]"
         )
     return found
-
-
-def _accelerators() -> list[str]:
-    return [
-        path for pattern in ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*") for path in glob.glob(pattern)
-    ]
