@@ -58,7 +58,7 @@ def train(directory, num_steps, each_step=lambda step, state: None):
     abstract = abstract_state(init, tx, placed, mesh)
     with Checkpoints(directory) as checkpoints, Stop() as stop:
         first_step = checkpoints.latest_step() or 0
-        state = checkpoints.restore(abstract)[0] if first_step else create_state(init, tx, abstract)
+        state = checkpoints.restore(abstract).state if first_step else create_state(init, tx, abstract)
         state, done = fit(
             state,
             make_step(loss_fn, tx, abstract=abstract),
