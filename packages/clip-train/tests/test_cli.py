@@ -195,7 +195,7 @@ def test_a_foreign_directory_is_refused(squares, tmp_path, capsys):
         ("sharding=fdsp", "Did you mean 'fsdp'?"),
         ("sharding=tensor", "sharding: 'mlp' is divided over the mesh axis model, which spans 1 of 8 devices"),
         ('sharding=[["mlp", "expert"]]', "sharding: rule ('mlp', 'expert') names ['expert']; the mesh has axes"),
-        ('sharding={"activation_dims": 3}', "sharding.dims.activation_dims: must be 1 or 2; got 3"),
+        ('sharding={"activation_dims": 3}', "sharding.activation_dims: must be 1 or 2; got 3"),
         ("schedule.warmup=140", "schedule: warmup must fit in the run"),
         ("schedule.warmup=3 moons", "schedule: warmup is a number of steps"),
     ],

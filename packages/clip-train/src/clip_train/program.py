@@ -297,12 +297,18 @@ def _fits_replicated(model: ClipConfig, memory: int | None) -> bool:
 def _check_batch(config: TrainConfig, mesh: Mesh) -> int:
     """The number of microbatches."""
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    micro = config.microbatch_size or config.global_batch_size
-    field = "global_batch_size" if micro == config.global_batch_size else "microbatch_size"
-    if micro % devices:
-        below, above = micro // devices * devices, -(-micro // devices) * devices
-        nearest = above if below == 0 or above - micro < micro - below else below
+    whole = config.global_batch_size
+    micro = config.microbatch_size or whole
+    if whole % devices:
+        nearest = max(math.ceil(whole / devices - 0.5), 1) * devices
         raise ConfigError(
-            f"{field}: must divide over {devices} devices; got {micro}. The nearest that does is {nearest}"
+            f"global_batch_size: must divide over {devices} devices; got {whole}. The nearest that does is {nearest}"
         )
-    return config.global_batch_size // micro
+    if micro % devices:
+        fitting = [size for size in range(devices, whole + 1, devices) if whole % size == 0]
+        nearest = min(fitting, key=lambda size: abs(size - micro))
+        raise ConfigError(
+            f"microbatch_size: must divide over {devices} devices, and divide global_batch_size; got {micro}. The "
+            f"nearest that does is {nearest}"
+        )
+    return whole // micro
