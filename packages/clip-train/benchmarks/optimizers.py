@@ -3,9 +3,9 @@
     python packages/clip-train/benchmarks/optimizers.py --steps 400 shampoo muon
     python packages/clip-train/benchmarks/optimizers.py --cost shampoo
 
-Every optimizer sees the same batches from the same first weights. The loss is the mean of the last 20 steps; `reaches` is
-the first step at which it is at or below AdamW's last. The cost is of whole steps, roots included, in turns of 20 of one
-optimizer and 20 of the other, in seconds of CPU, which other work on the machine disturbs least.
+Every optimizer sees the same batches from the same first weights. The loss is the mean of the last 20 steps; `reaches`
+is the first step at which it is at or below AdamW's last. The cost is of whole steps, roots included, in turns of 20 of
+one optimizer and 20 of the other, in seconds of CPU, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations

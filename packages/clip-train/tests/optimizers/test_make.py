@@ -38,7 +38,11 @@ KINDS = {
     "muon": (MuonConfig(weight_decay=0.0), 3e-3),
     "shampoo": (
         DistributedShampooConfig(
-            weight_decay=0.0, block_size=32, start_preconditioning_step=4, preconditioning_compute_steps=4
+            weight_decay=0.0,
+            block_size=32,
+            start_preconditioning_step=4,
+            preconditioning_compute_steps=4,
+            root_method="eigh",
         ),
         3e-3,
     ),

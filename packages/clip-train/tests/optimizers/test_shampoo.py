@@ -96,6 +96,7 @@ def test_layers_that_are_stacked_move_as_if_they_were_apart_and_devices_change_n
         "graft": "adagrad_normalized",
         "start_preconditioning_step": 1,
         "preconditioning_compute_steps": 2,
+        "root_method": "eigh",
     }
     stacked, state = steps(
         distributed_shampoo(
@@ -114,6 +115,7 @@ def test_layers_that_are_stacked_move_as_if_they_were_apart_and_devices_change_n
 def test_what_is_too_long_or_has_too_few_dims_follows_the_graft(recorded):
     grads = {leaf: recorded[f"grad/{leaf}"] for leaf in NAMES}
     options = {"graft": "sgd", "nesterov": False, "beta1": 0.0, "start_preconditioning_step": 0, "block_size": 8}
+    options["root_method"] = "eigh"
     tx = distributed_shampoo(1.0, **options, skip_preconditioning_dim_above=12, skip_preconditioning_rank_below=2)
     updates, _ = steps(tx, grads)
     for leaf in ("wide", "bias"):
@@ -126,14 +128,16 @@ def test_what_is_too_long_or_has_too_few_dims_follows_the_graft(recorded):
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_decay_passes_momentum_or_goes_through_it(decoupled):
     params, grads = {"w": jnp.full((2, 2), 2.0)}, {"w": np.zeros((1, 2, 2), np.float32)}
-    tx = distributed_shampoo(0.5, nesterov=False, weight_decay=0.1, decoupled_weight_decay=decoupled)
+    tx = distributed_shampoo(
+        0.5, nesterov=False, root_method="eigh", weight_decay=0.1, decoupled_weight_decay=decoupled
+    )
     updates, _ = steps(tx, grads, params)
     np.testing.assert_allclose(updates["w"][0], -0.5 * 0.1 * 2.0 * (1.0 if decoupled else 1 - 0.9), rtol=1e-6)
 
 
 def test_a_root_that_fails_leaves_the_last_good_one(recorded):
     grads = {"kernel": recorded["grad/kernel"][:4].copy()}
-    tx = distributed_shampoo(1.0, block_size=8, preconditioning_compute_steps=2)
+    tx = distributed_shampoo(1.0, block_size=8, preconditioning_compute_steps=2, root_method="eigh")
     _, good = steps(tx, {"kernel": grads["kernel"][:2]})
     grads["kernel"][2, 0, 0] = np.inf
     _, after = steps(tx, grads)
