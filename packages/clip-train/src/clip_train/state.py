@@ -106,14 +106,12 @@ def abstract_state(
 
 
 def create_state(init: Callable[[], Any], tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
-    """Make the first state, each array directly in its sharding."""
+    """Make the first state, each array directly in its sharding.
 
-    def create() -> TrainState:
-        params = init()
-        ema = None if abstract.ema is None else select(params, averaged_of(abstract))
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), ema=ema)
-
-    return jax.jit(create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+    The parameters come first, by themselves: what drawing them takes besides is free again before the rest is made.
+    """
+    params = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract.params))()
+    return _around(jax.block_until_ready(params), tx, abstract)
 
 
 def state_from_params(params: Any, tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
@@ -132,6 +130,11 @@ def state_from_params(params: Any, tx: optax.GradientTransformation, abstract: T
     if wrong:
         raise ValueError("the weights do not fit the model: " + "; ".join(wrong))
     placed = jax.tree.map(lambda got, want: jax.device_put(got, want.sharding), params, abstract.params)
+    return _around(placed, tx, abstract)
+
+
+def _around(placed: Any, tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """The first state of parameters that are where they belong."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
     opt_state = jax.jit(tx.init, out_shardings=shardings)(placed)
     step = jax.make_array_from_callback((), abstract.step.sharding, lambda _: np.zeros((), np.int32))
