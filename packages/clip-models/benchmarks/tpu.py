@@ -1,28 +1,30 @@
 """What training needs on TPUs that nobody here owns: memory, FLOPs and bytes, from the TPU compiler on any machine.
 
-    pip install "libtpu==0.0.42.*"
-    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python packages/clip-models/benchmarks/tpu.py [--topology v5e:2x4]
+    pip install "clip-sharding[tpu]"
+    python packages/clip-models/benchmarks/tpu.py [--topology v5e:2x4]
 
 Compiles forward and backward of a model in bfloat16, the batch divided over the devices and the parameters on each.
 """
 
 import argparse
-import re
+import os
 import time
 from dataclasses import replace
 
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from clip_models import ComputeConfig, apply, init, preset
+from clip_sharding import DoesNotFitError, MeshConfig, batch_sharding, find_topology, make_mesh, plan
 
 
-def compiled_step(config, mesh, batch_size):
+def planned_step(config, topology, batch_size):
     """Forward and backward of a local loss: every device compares its own images and texts."""
-    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    mesh = make_mesh(MeshConfig(), topology.devices)
+    rows, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
     images = jax.ShapeDtypeStruct((batch_size * mesh.size, *config.vision.image_shape, 3), jnp.bfloat16, sharding=rows)
@@ -33,30 +35,16 @@ def compiled_step(config, mesh, batch_size):
         return jnp.mean(jnp.sum(output.image_embeds * output.text_embeds, axis=-1))
 
     with jax.set_mesh(mesh):
-        return jax.jit(jax.value_and_grad(loss)).lower(params, images, ids).compile()
+        return plan(jax.jit(jax.value_and_grad(loss)), params, images, ids, topology=topology)
 
 
-def per_step(config, mesh, batch_size):
-    """FLOPs and bytes of one device in a step. The compiler counts a loop's body once: two depths give the rest."""
-    counts = []
-    for num_layers in (1, 2):
-        shallow = replace(
-            config,
-            vision=replace(config.vision, num_layers=num_layers),
-            text=replace(config.text, num_layers=num_layers),
-            compute=replace(config.compute, unroll=num_layers),
-        )
-        cost = compiled_step(shallow, mesh, batch_size).cost_analysis()
-        counts.append((cost["flops"], cost["bytes accessed"]))
-    assert config.vision.num_layers == config.text.num_layers
-    return [first + (config.vision.num_layers - 1) * (second - first) for first, second in zip(*counts, strict=True)]
+def budget(config, batch_size):
+    """FLOPs and bytes of forward and backward without remat; the bytes if every use of an activation were one read.
 
-
-def model_costs(config, batch_size):
-    """FLOPs and bytes by the matrix products alone, forward and backward, without remat.
-
-    Two FLOPs are a multiplication and an addition. Each product reads its activations and writes its result once, in
-    bfloat16; backward has two for each forward. What stands between products is taken to be part of them.
+    Two FLOPs are a multiplication and an addition. Each operation of a block reads what it takes and writes what it
+    makes, in bfloat16, once: two norms, four projections, two products of attention and their softmax, the MLP's
+    products and activation, two sums. Backward has two such uses for each of forward's. Nothing is counted for the
+    padding of tiles, for parameters, and for what is outside the blocks.
     """
     flops = values = 0
     for tower, tokens, pixels in (
@@ -66,8 +54,8 @@ def model_costs(config, batch_size):
         d, m, factors = tower.width, tower.mlp_dim, len(tower.activations)
         flops += 6 * tower.num_layers * tokens * (4 * d**2 + (1 + factors) * d * m + 2 * tokens * d)
         flops += 4 * pixels * d  # pixels have no gradient
-        weights = tower.num_heads * tokens**2
-        values += 3 * tower.num_layers * (tokens * ((8 + 1 + factors + 4) * d + (1 + factors) * m) + 2 * weights)
+        wide = (23 + factors) * d + (2 + 2 * factors) * m
+        values += 3 * tower.num_layers * (tokens * wide + 4 * tower.num_heads * tokens**2)
     return flops * batch_size, 2 * values * batch_size
 
 
@@ -79,31 +67,25 @@ def main():
     parser.add_argument("--remat", nargs="+", default=["none", "minimal", "proj", "full"])
     parser.add_argument("--attention", nargs="+", default=["xla"])
     args = parser.parse_args()
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-    flops, values = model_costs(preset(args.preset), args.batch_size)
-    print(f"{args.preset}, bfloat16, {args.batch_size} per device on {len(devices)} devices, {args.topology}")
-    print(f"the model's matrix products: {flops / 1e12:.2f} TFLOP and {values / 1e9:.0f} GB per device\n")
-    print("| remat | attention | memory | FLOPs / model's | bytes / model's | compile |\n|---|---|---|---|---|---|")
+    topology = find_topology(args.topology)
+    flops, size = budget(preset(args.preset), args.batch_size)
+    print(f"{args.preset}, bfloat16, {args.batch_size} per device on {len(topology.devices)} devices, {topology.name}")
+    print(f"budget: {flops / 1e12:.2f} TFLOP and {size / 1e9:.0f} GB per device\n")
+    print("| remat | attention | memory | FLOPs / budget | bytes / budget | limit | compile |")
+    print("|---|---|---|---|---|---|---|")
     for remat in args.remat:
         for attention in args.attention:
-            config = replace(
-                preset(args.preset), compute=ComputeConfig(dtype="bfloat16", remat=remat, attention=attention)
-            )
+            compute = ComputeConfig(dtype="bfloat16", remat=remat, attention=attention)
             start = time.perf_counter()
             try:
-                memory = compiled_step(config, mesh, args.batch_size).memory_analysis()
-                memory = f"{memory.peak_memory_in_bytes / 1e9:.2f} GB"
-            except jax.errors.JaxRuntimeError as error:
-                needed = re.search(r"\(([\d.]+)(\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
-                if needed is None:
-                    raise
-                memory = f"refused: {needed[1]} {needed[2]}iB of {needed[3]}iB"
-            seconds = time.perf_counter() - start
-            executed, moved = per_step(config, mesh, args.batch_size)
+                made = planned_step(replace(preset(args.preset), compute=compute), topology, args.batch_size)
+            except DoesNotFitError as refused:
+                print(f"| {remat} | {attention} | {refused.needed / 2**30:.1f} GiB: refused | | | | |", flush=True)
+                continue
             print(
-                f"| {remat} | {attention} | {memory} | {executed / flops:.3f} | {moved / values:.2f} | "
-                f"{seconds:.0f} s |",
+                f"| {remat} | {attention} | {made.memory['peak'] / 2**30:.2f} GiB | {made.flops / flops:.3f} | "
+                f"{made.bytes / size:.2f} | {made.roofline.limit if made.roofline else '–'} | "
+                f"{time.perf_counter() - start:.0f} s |",
                 flush=True,
             )
 
