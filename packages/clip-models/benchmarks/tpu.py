@@ -38,13 +38,13 @@ def planned_step(config, topology, batch_size):
         return plan(jax.jit(jax.value_and_grad(loss)), params, images, ids, topology=topology)
 
 
-def budget(config, batch_size):
-    """FLOPs and bytes of forward and backward without remat; the bytes if every use of an activation were one read.
+def budget(config, batch_size, remat):
+    """FLOPs of forward and backward without remat; bytes, with it, if every use of an activation were one read.
 
     Two FLOPs are a multiplication and an addition. Each operation of a block reads what it takes and writes what it
     makes, in bfloat16, once: two norms, four projections, two products of attention and their softmax, the MLP's
-    products and activation, two sums. Backward has two such uses for each of forward's. Nothing is counted for the
-    padding of tiles, for parameters, and for what is outside the blocks.
+    products and activation, two sums. Backward has two such uses for each of forward's, and those that remat repeats.
+    Nothing is counted for the padding of tiles, for parameters, and for what is outside the blocks.
     """
     flops = values = 0
     for tower, tokens, pixels in (
@@ -54,8 +54,12 @@ def budget(config, batch_size):
         d, m, factors = tower.width, tower.mlp_dim, len(tower.activations)
         flops += 6 * tower.num_layers * tokens * (4 * d**2 + (1 + factors) * d * m + 2 * tokens * d)
         flops += 4 * pixels * d  # pixels have no gradient
-        wide = (23 + factors) * d + (2 + 2 * factors) * m
-        values += 3 * tower.num_layers * (tokens * wide + 4 * tower.num_heads * tokens**2)
+        scores = 4 * tower.num_heads * tokens**2
+        forward = tokens * ((23 + factors) * d + (2 + 2 * factors) * m) + scores
+        # Products are the projections of 8 d (queries, keys and values 6) and the MLP's of (1 + f)(d + m).
+        products = {"none": None, "minimal": 8 * d + (1 + factors) * (d + m), "proj": 6 * d, "full": 0}[remat]
+        repeated = 0 if products is None else forward - tokens * products
+        values += tower.num_layers * (3 * forward + repeated)
     return flops * batch_size, 2 * values * batch_size
 
 
@@ -68,23 +72,25 @@ def main():
     parser.add_argument("--attention", nargs="+", default=["xla"])
     args = parser.parse_args()
     topology = find_topology(args.topology)
-    flops, size = budget(preset(args.preset), args.batch_size)
+    flops, _ = budget(preset(args.preset), args.batch_size, "none")
     print(f"{args.preset}, bfloat16, {args.batch_size} per device on {len(topology.devices)} devices, {topology.name}")
-    print(f"budget: {flops / 1e12:.2f} TFLOP and {size / 1e9:.0f} GB per device\n")
-    print("| remat | attention | memory | FLOPs / budget | bytes / budget | limit | compile |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"budget: {flops / 1e12:.2f} TFLOP per device\n")
+    print("| remat | attention | memory | FLOPs / budget | bytes | bytes / budget | limit | compile |")
+    print("|---|---|---|---|---|---|---|---|")
     for remat in args.remat:
+        _, size = budget(preset(args.preset), args.batch_size, remat)
         for attention in args.attention:
             compute = ComputeConfig(dtype="bfloat16", remat=remat, attention=attention)
             start = time.perf_counter()
             try:
                 made = planned_step(replace(preset(args.preset), compute=compute), topology, args.batch_size)
             except DoesNotFitError as refused:
-                print(f"| {remat} | {attention} | {refused.needed / 2**30:.1f} GiB: refused | | | | |", flush=True)
+                print(f"| {remat} | {attention} | {refused.needed / 2**30:.1f} GiB: refused | | | | | |", flush=True)
                 continue
+            limit = made.roofline.limit if made.roofline else "–"
             print(
                 f"| {remat} | {attention} | {made.memory['peak'] / 2**30:.2f} GiB | {made.flops / flops:.3f} | "
-                f"{made.bytes / size:.2f} | {made.roofline.limit if made.roofline else '–'} | "
+                f"{made.bytes / 1e9:.0f} GB | {made.bytes / size:.2f} | {limit} | "
                 f"{time.perf_counter() - start:.0f} s |",
                 flush=True,
             )
