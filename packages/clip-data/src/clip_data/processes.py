@@ -134,11 +134,12 @@ class ProcessExecutor:
             self._jobs[number] = job, shape.num_rows
         # A worker's rows, whose streams it alone reads.
         bounds = [shape.num_rows * i // len(self._workers) for i in range(len(self._workers) + 1)]
-        try:
-            for worker, (first, last) in zip(self._workers, itertools.pairwise(bounds), strict=True):
+        for worker, (first, last) in zip(self._workers, itertools.pairwise(bounds), strict=True):
+            try:
                 worker.connection.send(_Rows(number, shape, slot, first, job.positions[first:last]))
-        except OSError:
-            self._fail("a decoding process is gone")
+            except OSError:
+                self._ended(worker)
+                break
         if self._failure is not None:
             job.fail(RuntimeError(self._failure))
         return job
@@ -176,6 +177,9 @@ class ProcessExecutor:
                 is_data, message = done.error
                 job.fail((DataError if is_data else RuntimeError)(message))
             del job  # or its memory would be held until the next answer
+        self._ended(worker)
+
+    def _ended(self, worker: _Worker) -> None:
         status = worker.process.wait()
         self._fail(f"a decoding process ended with status {status}; -9 is what the system does when memory runs out")
 
