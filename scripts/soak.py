@@ -26,7 +26,8 @@ TIMES = {"seconds", "data_seconds", "images_per_second"}
 
 def command(config, output, overrides):
     pairs = [f"output_dir={output}", "evaluation=[]", *overrides]
-    return ["clip-train", "run", str(config), *(word for pair in pairs for word in ("--set", pair))]
+    clip_train = Path(sys.executable).parent / "clip-train"
+    return [str(clip_train), "run", str(config), *(word for pair in pairs for word in ("--set", pair))]
 
 
 def rows_of(output):
