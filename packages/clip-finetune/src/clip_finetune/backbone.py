@@ -8,14 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_data import SourceConfig
 from clip_finetune.config import FeatureKind
 from clip_finetune.samples import Samples
 from clip_models import ClipConfig, image_features, project_image
 from clip_train.inputs import data_config, image_arrays, image_inputs
-from clip_train.open_model import load_model
-
-_ANY = (SourceConfig(format="folder", shards="."),)
+from clip_train.weights import open_weights
 
 
 def load_backbone(model: str) -> tuple[ClipConfig, Any]:
@@ -31,10 +28,10 @@ def load_backbone(model: str) -> tuple[ClipConfig, Any]:
         FileNotFoundError: there is none.
         ValueError: it is not one of ours, nor of a kind that `load_pretrained` knows; or it has no image tower.
     """
-    config, params = load_model(model)
+    config, load = open_weights(model)
     if config.vision is None:
         raise ValueError(f"images are classified by an image tower, and {model} has none")
-    return config, params
+    return config, load(jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 
 
 def tower_features(
@@ -107,7 +104,7 @@ def labelled_features(
     """
     encode = jax.jit(lambda params, arrays: tower_features(config, params, image_inputs(config, arrays), kind))
     features, targets = [], []
-    with samples.pipeline(data_config(config, _ANY, tokenizer=None), batch_size=batch_size) as pipeline:
+    with samples.pipeline(data_config(config, tokenizer=None), batch_size=batch_size) as pipeline:
         for batch in pipeline:
             if batch.mask.any():
                 targets.append(samples.targets(batch))

@@ -10,14 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_data import SourceConfig
 from clip_finetune.classifier import Classifier
 from clip_finetune.samples import Samples
 from clip_train.evaluate import score_metrics
 from clip_train.inputs import data_config, image_arrays, pictures_of
 from clip_train.metrics import calibration_error
-
-_ANY = (SourceConfig(format="folder", shards="."),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +68,7 @@ def judge(classifier: Classifier, params: Any, samples: Samples, *, batch_size: 
     run = _compiled(classifier)
     logits, targets = [], []
     mistakes: list[Mistake] = []
-    with samples.pipeline(data_config(classifier.config, _ANY, tokenizer=None), batch_size=batch_size) as pipeline:
+    with samples.pipeline(data_config(classifier.config, tokenizer=None), batch_size=batch_size) as pipeline:
         for batch in pipeline:
             if not batch.mask.any():
                 continue

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from clip_data import Pipeline, SourceConfig
+from clip_data import Pipeline
 from clip_finetune.classifier import Classifier
 from clip_finetune.config import Mode, TuneConfig
 from clip_finetune.judge import choice, judge, verdict_metrics
@@ -27,7 +27,6 @@ from clip_train.inputs import data_config, image_arrays
 from clip_train.loop import Event
 from clip_train.optimizers import AdamWConfig, ParametersConfig, make_schedule, to_steps
 
-_ANY = (SourceConfig(format="folder", shards="."),)
 _LEARNING_RATES = {"attention": 1e-3, "lora": 1e-3, "full": 3e-5, "wise-ft": 3e-5}
 _LAYER_DECAY = 0.75
 
@@ -134,7 +133,7 @@ def tune(
     options = {"shuffle": True, "num_epochs": None, "seed": seed}
     if source_size is not None:
         options["image_size"] = source_size
-    data = data_config(classifier.config, _ANY, tokenizer=None)
+    data = data_config(classifier.config, tokenizer=None)
     with train.pipeline(data, batch_size=batch_size, **options) as pipeline:
         fit(
             state,

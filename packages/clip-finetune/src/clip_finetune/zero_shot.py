@@ -51,7 +51,7 @@ def zero_shot_head(config: ClipConfig, params: Any, prompts: Prompts, *, multi_l
     Raises:
         ValueError: the model has no text tower, or no tokenizer.
     """
-    tokenizer = None if config.text is None else Tokenizer.of(data_config(config, (_any_source(),)))
+    tokenizer = None if config.text is None else Tokenizer.of(data_config(config))
     if tokenizer is None:
         lacking = "text tower" if config.text is None else "tokenizer"
         raise ValueError(f"a zero-shot head is made of class names in words, and the model has no {lacking}")
@@ -62,7 +62,3 @@ def zero_shot_head(config: ClipConfig, params: Any, prompts: Prompts, *, multi_l
         "kernel": classes.T * np.exp(np.float32(params["logit_scale"])),
         "bias": np.full(len(classes), bias, np.float32),
     }
-
-
-def _any_source() -> SourceConfig:
-    return SourceConfig(format="folder", shards=".")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_data import SourceConfig
 from clip_train.config_file import (
     STRICT,
     ConfigError,
@@ -20,6 +19,7 @@ from clip_train.config_file import (
 )
 from clip_train.data_argument import source_of
 from clip_train.evaluate import EvaluationConfig, check_evaluation, dataset_type, evaluate
+from clip_train.inputs import data_config
 from clip_train.open_model import open_model
 from clip_train.output import write_json
 from clip_train.screen import make_console, show_facts
@@ -114,7 +114,7 @@ def evaluate_model(config: EvaluateConfig, *, to: Path | None = None) -> int:
     with located("model"):
         model = open_model(config.model)
         tokenizer = model.tokenizer()
-    data = model.data(SourceConfig(format="folder", shards="."), tokenizer=None)
+    data = data_config(model.config, tokenizer=None)
     for i, evaluation in enumerate(config.evaluation):
         with located(f"evaluation.{i}"):
             check_evaluation(evaluation, data, model.encoders)

@@ -50,12 +50,16 @@ def text_config(model: ClipConfig) -> TextConfig | DecoderConfig:
     return language
 
 
-def data_config(model: ClipConfig, sources: tuple[SourceConfig, ...], **options: Any) -> DataConfig:
+# Stands where sources are named later, or never: a `DataConfig` has at least one.
+_LATER = (SourceConfig(format="folder", shards="."),)
+
+
+def data_config(model: ClipConfig, sources: tuple[SourceConfig, ...] = _LATER, **options: Any) -> DataConfig:
     """How samples are prepared for a model.
 
     Args:
         model: its `preprocess` says what it expects.
-        sources: where the samples are.
+        sources: where the samples are; left out where only the preparation matters, such as for its tokenizer.
         **options: other fields of `DataConfig`, or values in place of the model's.
     """
     expects = model.preprocess

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clip_data import DataConfig, SourceConfig, Tokenizer
-from clip_models import ClipConfig, load_pretrained
+from clip_models import ClipConfig
 from clip_sharding import MeshConfig, make_mesh
 from clip_train.evaluate import Encoders
 from clip_train.inputs import data_config
-from clip_train.weights import is_run, load_run
+from clip_train.weights import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,40 +43,23 @@ class OpenModel:
         """
         if self.config.text is None:
             raise ValueError(f"{self.name} has no text tower")
-        tokenizer = Tokenizer.of(self.data(SourceConfig(format="folder", shards=".")))
+        tokenizer = Tokenizer.of(data_config(self.config))
         if tokenizer is None:
             raise ValueError(f"{self.name} names no tokenizer; set preprocess.tokenizer in its config.json")
         return tokenizer
 
 
-def load_model(name: str) -> tuple[ClipConfig, Any]:
-    """The config and parameters of a run, a directory or a repository of the Hugging Face Hub.
+def open_model(name: str) -> OpenModel:
+    """Open a model on all devices, its weights read straight to where they go.
 
     Args:
-        name: a run's directory, a model's directory, or a name on the Hub.
+        name: a run's directory, a model's directory, or a name on the Hugging Face Hub.
 
     Raises:
         FileNotFoundError: there is none, or the run has no checkpoint yet.
         ValueError: it is not one of ours, nor of a kind that `load_pretrained` knows.
     """
-    if is_run(name):
-        return load_run(name)
-    if (Path(name) / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{name} holds no finished checkpoint of a run")
-    return load_pretrained(name)
-
-
-def open_model(name: str) -> OpenModel:
-    """Open a model on all devices.
-
-    Args:
-        name: as in `load_model`.
-
-    Raises:
-        FileNotFoundError: as there.
-        ValueError: as there.
-    """
-    config, params = load_model(name)
+    config, load = open_weights(name)
     mesh = make_mesh(MeshConfig())
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    params = load(NamedSharding(mesh, PartitionSpec()))
     return OpenModel(name=name, config=config, params=params, encoders=Encoders(config, mesh))

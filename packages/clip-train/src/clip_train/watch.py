@@ -180,40 +180,50 @@ def watched(
         window: seconds over which that share is taken.
     """
     waited, since, told, is_first = 0.0, time.monotonic(), False, True
-    while True:
-        asked = time.monotonic()
-        stalled = threading.Event()
-        thread = threading.Thread(target=_tell, args=(stalled, say, patience), name="data-watch", daemon=True)
-        thread.start()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        finally:
-            stalled.set()
-            thread.join()
-        now = time.monotonic()
-        if is_first:  # nothing was there to be prefetched, and the step is not yet compiled
-            waited, since, is_first = 0.0, now, False
-        else:
-            waited += now - asked
-        if not told and now - since >= window:
-            if waited > share * (now - since):
-                say(
-                    f"{100 * waited / (now - since):.0f} % of the last {now - since:.0f} s went into waiting for data: "
-                    "the step is faster than reading and decoding. More data.num_threads, smaller pictures in the "
-                    "shards, or data.augment.source_size may help."
-                )
-                told = True
-            waited, since = 0.0, now
-        yield batch
+    asked: list[float] = []  # since when a batch is awaited, while one is
+    ended = threading.Event()
+    threading.Thread(target=_tell, args=(asked, ended, say, patience), name="data-watch", daemon=True).start()
+    try:
+        while True:
+            asked.append(time.monotonic())
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                began = asked.pop()
+            now = time.monotonic()
+            if is_first:  # nothing was there to be prefetched, and the step is not yet compiled
+                waited, since, is_first = 0.0, now, False
+            else:
+                waited += now - began
+            if not told and now - since >= window:
+                if waited > share * (now - since):
+                    say(
+                        f"{100 * waited / (now - since):.0f} % of the last {now - since:.0f} s went into waiting for "
+                        "data: the step is faster than reading and decoding. More data.num_threads, smaller pictures "
+                        "in the shards, or data.augment.source_size may help."
+                    )
+                    told = True
+                waited, since = 0.0, now
+            yield batch
+    finally:
+        ended.set()
 
 
-def _tell(done: threading.Event, say: Say, patience: float) -> None:
-    seconds = 0.0
-    while not done.wait(patience):
-        seconds += patience
-        say(f"No batch for {seconds:.0f} s: the data pipeline stalls. It still waits for its shards.")
+def _tell(asked: list[float], ended: threading.Event, say: Say, patience: float) -> None:
+    """Look a few times in `patience` whether one batch is awaited for that long, or for a multiple of it."""
+    began, said = 0.0, 0
+    while not ended.wait(patience / 8):
+        awaited = asked[:1]  # a copy: the other thread may be through with it
+        if not awaited:
+            continue
+        if awaited[0] != began:
+            began, said = awaited[0], 0
+        seconds = time.monotonic() - began
+        if seconds >= (said + 1) * patience:
+            said += 1
+            say(f"No batch for {seconds:.0f} s: the data pipeline stalls. It still waits for its shards.")
 
 
 def out_of_memory(error: Exception) -> str | None:

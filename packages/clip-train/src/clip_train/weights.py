@@ -205,8 +205,18 @@ def _run_params(output: Output, config: ClipConfig, shardings: Any) -> Any:
 
 
 def open_weights(name: str) -> tuple[ClipConfig, Load]:
-    """The config at once, and the weights when it is known where they go."""
+    """The config at once, and the weights when it is known where they go.
+
+    Args:
+        name: a run's directory, a model's directory, or a name on the Hugging Face Hub.
+
+    Raises:
+        FileNotFoundError: there is none, or the run has no checkpoint yet.
+        ValueError: it is not one of ours, nor of a kind that `load_pretrained` knows.
+    """
     if is_run(name):
         output, config = _open_run(name)
         return config, functools.partial(_run_params, output, config)
+    if Output(Path(name)).checkpoints.is_dir():
+        raise FileNotFoundError(f"{name} holds no finished checkpoint of a run")
     return load_config(name), lambda shardings: load_pretrained(name, shardings=shardings)[1]
