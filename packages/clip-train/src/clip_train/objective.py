@@ -26,6 +26,7 @@ from clip_models import (
     project_image,
 )
 from clip_sharding import BATCH_AXES, Rules, constraint
+from clip_train.accuracy import in_batch_accuracy
 from clip_train.augment import AugmentConfig, augment
 from clip_train.distill import distillation_loss
 from clip_train.inputs import both_towers, image_inputs
@@ -183,7 +184,8 @@ def clip_objective(
         An objective on batches with `image` uint8 `[b, h, w, 3]`, or patches and what `image_inputs` reads with them;
         `input_ids` int32 `[b, t]`; `attention_mask` int32 `[b, t]`, for captions and for a model that masks padding;
         and, of a teacher, `teacher_image` and `teacher_text`, float `[b, e]`, whose products are its logits. Its
-        metrics are `logit_scale` (the multiplier), for sigmoid `logit_bias`, and each part of a sum.
+        metrics are `logit_scale` (the multiplier), for sigmoid `logit_bias`, each part of a sum, and the in-batch
+        accuracies.
     """
     constrain = None if mesh is None or rules is None else constraint(rules, mesh)
     over = mesh if mesh is not None and mesh.size > 1 else None
@@ -217,8 +219,8 @@ def clip_objective(
         if kind == "caption":
             return captioning(embeds), {}
         scale = jnp.exp(params["logit_scale"])
-        metrics = {"logit_scale": scale}
         pairs = (embeds["image"], embeds["text"])
+        metrics = {"logit_scale": scale, **in_batch_accuracy(*pairs, mesh=over)}
         if kind == "softmax":
             args = (*pairs, scale)
             value = sharded_softmax_loss(*args, mesh=over, axis_name=BATCH_AXES) if over else softmax_loss(*args)
