@@ -36,12 +36,13 @@ from clip_train.teacher import Teacher
 from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, out_of_memory, watched
 
 
-def run(config: TrainConfig, *, dry_run: bool = False) -> int:
+def run(config: TrainConfig, *, dry_run: bool = False, change: Callable[[Setup], Setup] = lambda setup: setup) -> int:
     """Train, evaluate and report; continue where an earlier start of the same run ended.
 
     Args:
         config: of the run.
         dry_run: check everything and show what would happen, then stop: nothing is written.
+        change: puts something else in the place of parts of what is ready to start, such as another optimizer.
 
     Returns:
         The exit status: 0 when the run is finished, 128 plus the signal's number when one stopped it.
@@ -64,7 +65,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         return 0
 
     with together():
-        setup = prepare(config, origin)
+        setup = change(prepare(config, origin))
     facts = describe(setup)
     show_facts(console, "clip-train run", facts)
     for warning in setup.warnings:
@@ -109,7 +110,7 @@ def run(config: TrainConfig, *, dry_run: bool = False) -> int:
         if first_step == 0:
             for evaluation in config.evaluation:
                 if evaluation.every:
-                    measure(evaluation, state.params)
+                    measure(evaluation, setup.evaluated(state))
         step = setup.step()
         batches = global_batches(
             pipeline, setup.mesh, teacher=setup.teacher(), first_step=first_step, remember=watch.remember
