@@ -5,21 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import jax
 
 from clip_models.config import Remat
 from clip_sharding import (
     BATCH_AXES,
     CHIPS,
     DoesNotFitError,
-    MeshConfig,
     Plan,
     Topology,
-    count_flops,
     find_topology,
-    make_mesh,
     plan,
 )
 from clip_train.config import TrainConfig
@@ -119,7 +113,7 @@ def plan_run(config: TrainConfig, topology: Topology) -> RunPlan:
     return RunPlan(
         config=program.config,
         step=step,
-        model_flops=_model_flops(program),
+        model_flops=program.model_flops(),
         num_steps=program.num_steps,
         num_microbatches=program.num_microbatches,
         mesh=dict(program.mesh.shape),
@@ -160,21 +154,6 @@ def _program(config: TrainConfig, topology: Topology) -> Program:
     where = place(resolved, origin.config, topology.devices, memory=topology.memory)
     with located("--topology"):
         return make_program(resolved, origin, where, samples_per_epoch=None)
-
-
-def _model_flops(program: Program) -> float:
-    model = program.model
-    plain = dataclasses.replace(model, compute=dataclasses.replace(model.compute, remat="none"))
-    alone = dataclasses.replace(
-        program,
-        origin=dataclasses.replace(program.origin, config=plain),
-        mesh=make_mesh(MeshConfig(), jax.local_devices()[:1]),
-    )
-    shapes: tuple[Any, ...] = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (program.abstract.params, program.batch())
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return count_flops(jax.value_and_grad(alone.objective(), has_aux=True), *shapes, key)
 
 
 def _microbatches(config: TrainConfig, topology: Topology) -> Iterator[int]:

@@ -23,6 +23,7 @@ from clip_sharding import (
     PartitionConfig,
     Rules,
     batch_sharding,
+    count_flops,
     make_mesh,
     shardings,
     strategy,
@@ -130,6 +131,20 @@ class Program:
             trainable=self.trainable,
             ema_decay=self.config.ema.decay if self.config.ema else None,
         )
+
+    def model_flops(self) -> float:
+        """Of an update on all devices, in the matrix products of model and loss, forward and backward, none twice."""
+        plain = dataclasses.replace(self.model, compute=dataclasses.replace(self.model.compute, remat="none"))
+        alone = dataclasses.replace(
+            self,
+            origin=dataclasses.replace(self.origin, config=plain),
+            mesh=make_mesh(MeshConfig(), jax.local_devices()[:1]),
+        )
+        shapes: tuple[Any, ...] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (self.abstract.params, self.batch())
+        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return count_flops(jax.value_and_grad(alone.objective(), has_aux=True), *shapes, key)
 
     @property
     def averaged(self) -> Any:
