@@ -72,7 +72,12 @@ def test_standard_prompts_are_whole():
         assert all(prompts.of(classname) for classname in prompts.classnames)
     imagenet = standard_prompts("imagenet1k")
     assert (len(imagenet.classnames), len(imagenet.templates)) == (1000, 80)
-    with pytest.raises(ValueError, match="did you mean imagenet1k"):
+    assert standard_prompts("imagenetv2") == imagenet
+    numbers = {"imagenet-a": 200, "imagenet-r": 200, "objectnet": 113, "sun397": 397, "fgvc_aircraft": 100}
+    assert {name: len(standard_prompts(name).classnames) for name in numbers} == numbers
+    assert standard_prompts("imagenet-r").classnames[0] == "goldfish"
+    assert standard_prompts("imagenet-r").templates == imagenet.templates
+    with pytest.raises(ValueError, match="did you mean .*imagenet1k"):
         standard_prompts("imagenet")
 
 

@@ -82,10 +82,14 @@ def standard_prompts(name: str) -> Prompts:
     """
     known = standard_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or known
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or known
         raise ValueError(f"no standard class names {name!r}; did you mean {', '.join(near)}?")
-    contents = json.loads(_STANDARD.joinpath(f"{name}.json").read_text(encoding="utf-8"))
-    return Prompts(classnames=tuple(contents["classnames"]), templates=tuple(contents["templates"]))
+    return Prompts(classnames=_standard_lines(name, "classnames"), templates=_standard_lines(name, "templates"))
+
+
+def _standard_lines(name: str, field: str) -> tuple[str, ...]:
+    lines = json.loads(_STANDARD.joinpath(f"{name}.json").read_text(encoding="utf-8"))[field]
+    return _standard_lines(lines, field) if isinstance(lines, str) else tuple(lines)  # a name: those of that one
 
 
 def read_prompts(config: EvaluationConfig) -> Prompts:
