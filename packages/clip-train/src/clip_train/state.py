@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_train.optimizers.names import name_of
-from clip_train.optimizers.shampoo import Blocks
+from clip_train.optimizers.preconditioner import Blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

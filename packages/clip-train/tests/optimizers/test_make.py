@@ -16,7 +16,7 @@ from clip_train.optimizers import (
     ParametersConfig,
     make_optimizer,
 )
-from clip_train.optimizers.shampoo import Blocks
+from clip_train.optimizers.preconditioner import Blocks
 from clip_train.state import abstract_state, averaged_of, create_state
 from clip_train.step import make_step
 

@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,20 @@ def graft_update(
     else:
         accumulator = accumulator + jnp.square(grad)
     return grad / (jnp.sqrt(accumulator) + epsilon), accumulator
+
+
+def graft_updates(
+    graft: Graft, grads: Any, accumulator: Any, stacked: Any, *, beta2: float, epsilon: float
+) -> tuple[Any, Any]:
+    """The same of a tree; `accumulator` is one, or `None`, and `stacked` one of bools."""
+    flat, structure = jax.tree.flatten(grads)
+    sums = [None] * len(flat) if accumulator is None else structure.flatten_up_to(accumulator)
+    pairs = [
+        graft_update(graft, grad, total, beta2=beta2, epsilon=epsilon, stacked=layers)
+        for grad, total, layers in zip(flat, sums, structure.flatten_up_to(stacked), strict=True)
+    ]
+    updates = structure.unflatten([update for update, _ in pairs])
+    return updates, None if accumulator is None else structure.unflatten([total for _, total in pairs])
 
 
 def grafted(direction: jax.Array, size: jax.Array, *, stacked: bool) -> jax.Array:

@@ -7,33 +7,21 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from clip_train.optimizers.blocks import Layout, layout
-from clip_train.optimizers.graft import Graft, graft_update, grafted, has_accumulator
+from clip_train.optimizers.graft import Graft, graft_updates, grafted, has_accumulator
 from clip_train.optimizers.inverse_root import RootMethod, inverse_roots
 from clip_train.optimizers.names import map_named, name_of
-
-
-class Blocks(NamedTuple):
-    """What Shampoo keeps of all blocks of one shape; one array for each dim.
-
-    Attributes:
-        statistics: sums of gradients' second moments along the dim, float32 `[n, size, size]`.
-        roots: inverse roots of them, as of the last time that they were taken, likewise.
-    """
-
-    statistics: tuple[jax.Array, ...]
-    roots: tuple[jax.Array, ...]
+from clip_train.optimizers.preconditioner import Blocks, add_moments, first_blocks, precondition, take_roots
+from clip_train.optimizers.spread import Spread
 
 
 class ShampooState(NamedTuple):
@@ -163,7 +151,7 @@ def scale_by_shampoo(
 
         coupled: stateless; what is added to updates before they enter the momenta.
     """
-    spread = _Spread(mesh, shard_over)
+    spread = Spread(mesh, shard_over)
 
     def blocks_of(params: Any) -> Layout:
         return layout(
@@ -180,10 +168,7 @@ def scale_by_shampoo(
         blocks = {}
         for key, pieces in cut.groups.items():
             num = -(-cut.num_blocks(key) // spread.num) * spread.num
-            eyes = tuple(
-                jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (num, size, size)) for size in pieces[0].shape
-            )
-            blocks[key] = Blocks(tuple(matrix_epsilon * eye for eye in eyes), eyes)
+            blocks[key] = first_blocks(pieces[0].shape, num, epsilon=matrix_epsilon)
         return ShampooState(
             count=jnp.zeros((), jnp.int32),
             accumulator=optax.tree.zeros_like(params) if has_accumulator(graft) else None,
@@ -198,29 +183,25 @@ def scale_by_shampoo(
         stacked = map_named(lambda name, _: is_stacked(name), grads)
 
         cut_grads = spread.hold(cut.cut(_by_name(grads), multiple_of=spread.num))
-        statistics = {
-            key: tuple(
-                _blend(old, _second_moment(cut_grads[key], dim), beta2)
-                for dim, old in enumerate(state.blocks[key].statistics)
-            )
-            for key in cut.groups
-        }
-        take_roots = functools.partial(
-            _take_roots,
-            cut=cut,
+        statistics = {key: add_moments(state.blocks[key].statistics, cut_grads[key], beta2) for key in cut.groups}
+        new_roots = functools.partial(
+            take_roots,
+            num_blocks=cut.num_blocks,
             spread=spread,
             root=functools.partial(inverse_roots, epsilon=matrix_epsilon, method=root_method),
             failure_threshold=failure_threshold,
         )
         old_roots = {key: state.blocks[key].roots for key in cut.groups}
         if preconditioning_compute_steps == 1:
-            roots = take_roots(statistics, old_roots)
+            roots = new_roots(statistics, old_roots)
         else:
             due = state.count % preconditioning_compute_steps == 0
-            roots = jax.lax.cond(due, lambda new, old: take_roots(new, old), lambda _, old: old, statistics, old_roots)
-        directions = cut.join({key: _precondition(cut_grads[key], roots[key]) for key in cut.groups})
+            roots = jax.lax.cond(due, lambda new, old: new_roots(new, old), lambda _, old: old, statistics, old_roots)
+        directions = cut.join({key: precondition(cut_grads[key], roots[key]) for key in cut.groups})
 
-        grafts, accumulator = _graft_all(graft, grads, state.accumulator, stacked, beta2, diagonal_epsilon)
+        grafts, accumulator = graft_updates(
+            graft, grads, state.accumulator, stacked, beta2=beta2, epsilon=diagonal_epsilon
+        )
         shampoos = map_named(
             lambda name, size, layers: grafted(directions[name], size, stacked=layers) if name in cut.names else size,
             grafts,
@@ -245,63 +226,6 @@ def scale_by_shampoo(
     return optax.GradientTransformation(init, update)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spread:
-    """Arrays of blocks divided over mesh axes, along their first axis."""
-
-    mesh: Mesh | None
-    axes: tuple[str, ...]
-
-    @property
-    def num(self) -> int:
-        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.axes)
-
-    def hold(self, arrays: Any) -> Any:
-        if self.mesh is None or self.num == 1:
-            return arrays
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.axes))
-        return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, sharding), arrays)
-
-    def map(self, function: Callable[[jax.Array], Any], blocks: jax.Array) -> Any:
-        """A function of blocks, each device on its own: nothing crosses, and none waits for another's iterations."""
-        if self.mesh is None or self.num == 1:
-            return function(blocks)
-        spec = PartitionSpec(self.axes)
-        fill = jnp.broadcast_to(jnp.eye(blocks.shape[-1]), (-len(blocks) % self.num, *blocks.shape[1:]))
-        filled = self.hold(jnp.concatenate([blocks, fill]))
-        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)(filled)
-        return jax.tree.map(lambda array: array[: len(blocks)], mapped)
-
-
-def _take_roots(
-    statistics: dict[str, tuple[jax.Array, ...]],
-    old: dict[str, tuple[jax.Array, ...]],
-    *,
-    cut: Layout,
-    spread: _Spread,
-    root: Callable[..., tuple[jax.Array, jax.Array]],
-    failure_threshold: float,
-) -> dict[str, tuple[jax.Array, ...]]:
-    """The roots of all statistics: matrices of one size and one exponent together, whatever they belong to."""
-    batches: dict[tuple[int, int], list[tuple[str, int]]] = {}
-    for key, arrays in statistics.items():
-        for dim, array in enumerate(arrays):
-            batches.setdefault((array.shape[-1], 2 * len(arrays)), []).append((key, dim))
-    roots = {key: list(arrays) for key, arrays in old.items()}
-    for (_, p), members in batches.items():
-        counts = [cut.num_blocks(key) for key, _ in members]
-        joined = jnp.concatenate([statistics[key][dim][:num] for (key, dim), num in zip(members, counts, strict=True)])
-        new, errors = spread.map(functools.partial(root, p=p), joined)
-        good = (errors < failure_threshold)[:, None, None]  # False for NaN too
-        first = 0
-        for (key, dim), num in zip(members, counts, strict=True):
-            here = slice(first, first + num)
-            kept = jnp.where(good[here], new[here], old[key][dim][:num])
-            roots[key][dim] = jnp.concatenate([kept, old[key][dim][num:]])
-            first += num
-    return {key: spread.hold(tuple(arrays)) for key, arrays in roots.items()}
-
-
 def _block_size(given: int | Mapping[str, int], name: str) -> int:
     if not isinstance(given, Mapping):
         return given
@@ -313,32 +237,3 @@ def _block_size(given: int | Mapping[str, int], name: str) -> int:
 
 def _by_name(tree: Any) -> dict[str, jax.Array]:
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _blend(old: jax.Array, new: jax.Array, beta2: float) -> jax.Array:
-    return old + new if beta2 == 1 else beta2 * old + (1 - beta2) * new
-
-
-def _second_moment(blocks: jax.Array, dim: int) -> jax.Array:
-    flat = jnp.moveaxis(blocks, 1 + dim, 1).reshape(*blocks.shape[:1], blocks.shape[1 + dim], -1)
-    return jnp.einsum("nax,nbx->nab", flat, flat)
-
-
-def _precondition(blocks: jax.Array, roots: tuple[jax.Array, ...]) -> jax.Array:
-    for root in roots:
-        # Each product takes the first dim and puts it last: after all of them the order is the old one.
-        blocks = jnp.einsum("na...,nab->n...b", blocks, root)
-    return blocks
-
-
-def _graft_all(
-    graft: Graft, grads: Any, accumulator: Any, stacked: Any, beta2: float, epsilon: float
-) -> tuple[Any, Any]:
-    flat, structure = jax.tree.flatten(grads)
-    sums = [None] * len(flat) if accumulator is None else structure.flatten_up_to(accumulator)
-    pairs = [
-        graft_update(graft, grad, total, beta2=beta2, epsilon=epsilon, stacked=layers)
-        for grad, total, layers in zip(flat, sums, structure.flatten_up_to(stacked), strict=True)
-    ]
-    updates = structure.unflatten([update for update, _ in pairs])
-    return updates, None if accumulator is None else structure.unflatten([total for _, total in pairs])
