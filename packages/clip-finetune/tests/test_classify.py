@@ -7,23 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from clip_data.tfrecord import write_examples
 from clip_finetune import load_backbone, load_classifier
 from clip_finetune.classify import fit_head
 from clip_finetune.cli import main
 from clip_finetune.lora import lora_init, lora_merge
 from clip_finetune.objective import sample_loss
 from clip_finetune.samples import Split
-from clip_finetune.tune import interpolate
-from clip_models import ClipConfig, TextConfig, VisionConfig, init, save_pretrained
+from clip_models import ClipConfig, TextConfig, VisionConfig, init
 from clip_sharding import make_mesh
 from clip_train.probe import ProbeConfig
 
 MODEL = ClipConfig(
     vision=VisionConfig(image_size=16, patch_size=8, width=32, num_layers=1, num_heads=2),
-    text=TextConfig(vocab_size=8, max_length=4, width=32, num_layers=1, num_heads=2),
+    text=TextConfig(vocab_size=8, max_length=8, width=32, num_layers=1, num_heads=2),
 )
 FAST = [
     "--set",
@@ -35,45 +32,6 @@ FAST = [
     "--set",
     "tune.batch_size=16",
 ]
-
-
-def picture(rng, label):
-    """Reddish or bluish noise."""
-    pixels = rng.integers(0, 128, (16, 16, 3), dtype=np.uint8)
-    pixels[..., 2 * label] += 100
-    Image.fromarray(pixels).save(png := io.BytesIO(), "PNG")
-    return png.getvalue()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A random model, and pictures that are reddish or bluish: as shards, and in class folders."""
-    folder = tmp_path_factory.mktemp("colours")
-    save_pretrained(folder / "model", MODEL, init(MODEL, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-
-    def example(number):
-        return {"key": str(number), "png": picture(rng, number % 2), "label": number % 2}
-
-    write_examples(str(folder / "train.tfrecord"), [example(n) for n in range(60)])
-    write_examples(str(folder / "test.tfrecord"), [example(n) for n in range(30)])
-    unlabelled = {name: value for name, value in example(0).items() if name != "label"}
-    write_examples(str(folder / "unlabelled.tfrecord"), [unlabelled])
-    (folder / "classnames.txt").write_text("red\nblue\n")
-    for label, name in enumerate(("red things", "sea")):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for n in range(40):
-            (folder / "pictures" / name / f"{n}.png").write_bytes(picture(rng, label))
-    (folder / "pictures" / "sea" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
-    config = {
-        "output_dir": "out",
-        "model": "model",
-        "train": {"format": "tfrecord", "shards": "train.tfrecord"},
-        "test": {"format": "tfrecord", "shards": "test.tfrecord"},
-        "batch_size": 16,
-    }
-    (folder / "classify.json").write_text(json.dumps(config))
-    return folder
 
 
 def test_a_folder_of_class_folders_becomes_predictions(folder, tmp_path, capsys):
@@ -191,11 +149,6 @@ def test_low_rank_updates_begin_as_nothing_and_add_a_product():
     merged = lora_merge(tower, updates, alpha=4.0)["blocks"]["mlp"]["fc1"]["kernel"]
     expected = tower["blocks"]["mlp"]["fc1"]["kernel"] + 2.0 * updates[name]["a"] @ np.ones((1, 2, 128))
     np.testing.assert_allclose(merged, expected, atol=1e-5)
-
-
-def test_interpolation_ends_where_it_began():
-    start, end = {"w": np.float32([0, 2])}, {"w": np.float32([4, 2])}
-    assert [interpolate(start, end, alpha)["w"].tolist() for alpha in (0, 0.25, 1)] == [[0, 2], [1, 2], [4, 2]]
 
 
 def test_a_split_leaves_no_record_out_and_none_in_two_parts():

@@ -17,7 +17,8 @@ from clip_finetune.judge import Verdict, choice, judge, verdict_metrics
 from clip_finetune.objective import SampleLoss, sample_loss
 from clip_finetune.page import write_page
 from clip_finetune.samples import Part, Samples, Split, check_classes
-from clip_finetune.tune import Epoch, interpolate, tune
+from clip_finetune.tune import Epoch, tune
+from clip_finetune.wise_ft import best_between
 from clip_finetune.zero_shot import find_prompts, zero_shot_head
 from clip_models import ClipConfig
 from clip_train.config_file import ConfigError, config_to_json, located
@@ -220,13 +221,13 @@ def _learn(
         )
     if config.mode != "wise-ft":
         return Found(tuned, settings, epochs=tuple(epochs))
-    curve = []
-    for alpha in config.tune.alphas:
-        between = interpolate(start, tuned, alpha)
+
+    def measure(between: Any) -> float:
         verdict = judge(classifier, between, parts["validation"], batch_size=config.batch_size)
-        curve.append((alpha, choice(verdict_metrics(classifier, verdict))))
-    alpha = max(curve, key=lambda point: point[1])[0]
-    return Found(interpolate(start, tuned, alpha), {"alpha": alpha}, tuple(curve), tuple(epochs))
+        return choice(verdict_metrics(classifier, verdict))
+
+    between, alpha, curve = best_between(start, tuned, config.tune.alphas, measure)
+    return Found(between, {"alpha": alpha}, curve, tuple(epochs))
 
 
 def _class_weights(config: FinetuneConfig, targets: np.ndarray, num_classes: int) -> tuple[float, ...] | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clip_train.cli import config_path, guarded
+from clip_train.cli import add_config_arguments, config_path, guarded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +37,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     classify.set_defaults(action=_classify)
 
+    pairs = verbs.add_parser("pairs", help="contrastive tuning on your own pairs of pictures and texts")
+    add_config_arguments(pairs, "the config")
+    pairs.add_argument("--dry-run", action="store_true", help="check everything, show what would happen, and stop")
+    pairs.set_defaults(action=_pairs)
+
     predict = verbs.add_parser("predict", help="classify pictures with what classify made")
     predict.add_argument("--model", required=True, help="the output directory of classify")
     predict.add_argument("--images", required=True, nargs="+", help="paths or globs of pictures")
@@ -59,6 +64,13 @@ def _classify(options: argparse.Namespace) -> int:
         output_dir=options.to,
     )
     return classify(config)
+
+
+def _pairs(options: argparse.Namespace) -> int:
+    from clip_finetune.pairs import PairsConfig, pairs
+    from clip_train.config_file import read_config
+
+    return pairs(read_config(PairsConfig, config_path(options.config), options.overrides), dry_run=options.dry_run)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -146,15 +146,6 @@ def tune(
     return best, epochs
 
 
-def interpolate(start: dict[str, Any], end: dict[str, Any], alpha: float) -> dict[str, Any]:
-    """WiSE-FT's point between two sets of parameters: `(1 − alpha) · start + alpha · end`.
-
-    References:
-        Wortsman et al., Robust fine-tuning of zero-shot models, arXiv 2109.01903.
-    """
-    return jax.tree.map(lambda a, b: (1 - alpha) * np.asarray(a) + alpha * np.asarray(b), start, end)
-
-
 class _LastLoss:
     """A log that remembers the last loss alone, and reads it when training waits anyway."""
 
