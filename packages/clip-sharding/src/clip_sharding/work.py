@@ -9,9 +9,9 @@ import math
 import re
 from collections.abc import Iterator
 
+from clip_sharding.collectives import COLLECTIVES, bytes_sent, collective_in, continues
 from clip_sharding.hlo import Array, Computation, Instruction, Module
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # What moves nothing: names, and the ends of what began earlier.
 _FREE = (
     "parameter",
@@ -26,14 +26,12 @@ _FREE = (
     "opt-barrier",
 )
 _FREE_CALLS = re.compile(r'custom_call_target="(ConcatBitcast|AssumeGatherIndicesInBound|AllocateBuffer|Sharding)"')
+_PART_OF_TRANSFER = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
 _LIBRARY_CALLS = re.compile(r'custom_call_target="(__cublas|__cudnn|__onednn|tpu_custom)')
 _CONTRACTING = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _GROUP_COUNT = re.compile(r"(feature|batch)_group_count=(\d+)")
-_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
-_IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
-_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -138,20 +136,14 @@ class _Walk:
                     yield self._work(one, computation, times)
 
     def _work(self, one: Instruction, computation: Computation, times: int) -> Work:
-        kind = one.opcode.removesuffix("-start")
         source = _SOURCE.search(one.attributes)
-        flops, sent = self._flops(one, computation), 0.0
-        if kind in COLLECTIVES:
-            sent = self._sent(kind, one, computation)
-        elif kind == "fusion" and (inner := self._collective_in(one)) is not None:
-            kind = inner
-            sent = self._sent(kind, one, computation)
+        kind, sent = self._sent(one, computation)
         return Work(
             name=one.name,
             opcode=kind,
             source=source[1] if source else "",
             times=times,
-            flops=flops,
+            flops=self._flops(one, computation),
             bytes=self._bytes(one, computation),
             sent=sent,
         )
@@ -169,38 +161,34 @@ class _Walk:
             case "fusion":
                 inner = self.module.computations[one.called["calls"]]
                 return sum(self._flops(each, inner) for each in inner.instructions.values())
-            case "custom-call" if re.search(
-                r'custom_call_target="(__cublas|__cudnn|__onednn|tpu_custom)', one.attributes
-            ):
+            case "custom-call" if _LIBRARY_CALLS.search(one.attributes):
                 self.library_calls += 1
         return 0.0
 
-    def _collective_in(self, fusion: Instruction) -> str | None:
-        """The collective of a fusion that the compiler made of one and what follows it."""
-        inner = self.module.computations[fusion.called["calls"]]
-        kinds = [each.opcode for each in inner.instructions.values() if each.opcode in COLLECTIVES]
-        if not kinds:
-            return None
-        scattered = kinds[0] == "all-reduce" and any(
-            each.opcode == "dynamic-slice" for each in inner.instructions.values()
-        )
-        return "reduce-scatter" if scattered else kinds[0]
-
-    def _sent(self, kind: str, one: Instruction, computation: Computation) -> float:
-        size = sum(array.bytes for name in one.operands for array in computation.instructions[name].arrays)
-        attributes = one.attributes
-        if one.opcode == "fusion":
-            inner = self.module.computations[one.called["calls"]]
-            attributes = next(each.attributes for each in inner.instructions.values() if each.opcode in COLLECTIVES)
-        n = _group_size(attributes, self.module.num_devices)
-        share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
-        return size * share
+    def _sent(self, one: Instruction, computation: Computation) -> tuple[str, float]:
+        """The kind of collective that an instruction is or holds, and what a device sends in it."""
+        kind, collective = one.opcode.removesuffix("-start"), one
+        if kind == "fusion":
+            computation = self.module.computations[one.called["calls"]]
+            found = collective_in(computation)
+            if found is None or continues(found):
+                return kind, 0.0
+            collective, kind = found, found.opcode
+            if kind == "all-reduce" and any(
+                each.opcode == "dynamic-slice" for each in computation.instructions.values()
+            ):
+                kind = "reduce-scatter"
+        if kind not in COLLECTIVES:
+            return kind, 0.0
+        return kind, bytes_sent(kind, collective, computation, self.module.num_devices)
 
     def _bytes(self, one: Instruction, computation: Computation) -> float:
         operands = [computation.instructions[name] for name in one.operands]
         match one.opcode:
             case "copy-start":
                 return _hbm(one.arrays[:2])
+            case "all-gather-start" | "collective-permute-start":  # whose results begin with their operands
+                return _hbm(one.arrays[len(operands) :]) + sum(_hbm(operand.arrays) for operand in operands)
             case "slice-start" | "dynamic-slice-start":
                 moved = one.arrays[1]
                 return moved.padded_bytes * (not moved.on_chip) + moved.padded_bytes * (not one.arrays[0].on_chip)
@@ -222,13 +210,10 @@ class _Walk:
         for number, operand in enumerate(operands):
             if operand.arrays and not operand.arrays[0].on_chip:
                 total += self._read(inner, inner.parameters[number])
-        results = (
-            [inner.instructions[name] for name in inner.root.operands] if inner.root.opcode == "tuple" else [inner.root]
-        )
-        for result, array in zip(results, one.arrays, strict=False):
-            written = inner.origin(result.name)
-            if array.on_chip:
+        for result, array in zip(_results(inner), one.arrays, strict=False):
+            if array.on_chip or result is None or result.opcode == "parameter":
                 continue
+            written = inner.origin(result.name)
             if written is not None and written.opcode == "dynamic-update-slice":
                 total += inner.instructions[written.operands[1]].arrays[0].padded_bytes
             else:
@@ -246,6 +231,8 @@ class _Walk:
             for user in inner.users[name]:
                 if user.opcode == "bitcast":
                     todo.append(user.name)
+                elif user.opcode == "tuple" or _PART_OF_TRANSFER.search(user.attributes) or continues(user):
+                    continue  # handed on where it is, or in the hands of a transfer that began earlier
                 elif user.opcode == "fusion":
                     nested = self.module.computations[user.called["calls"]]
                     read += sum(
@@ -258,6 +245,19 @@ class _Walk:
                 elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
                     return whole
         return min(read, whole)
+
+
+def _results(inner: Computation) -> list[Instruction | None]:
+    """What a fusion makes, in the order of its results; None where an earlier instruction makes it."""
+    root = inner.root
+    match _PART_OF_TRANSFER.search(root.attributes):
+        case None:
+            made = [inner.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+            return [None if continues(one) else one for one in made]
+        case part if part[1] == "Start":
+            return [None, *(inner.instructions[name] for name in root.operands)]
+        case _:
+            return []
 
 
 def _kept(computation: Computation) -> float:
@@ -283,17 +283,6 @@ def _kept(computation: Computation) -> float:
 
 def _hbm(arrays: tuple[Array, ...] | list[Array]) -> float:
     return sum(array.padded_bytes for array in arrays if not array.on_chip)
-
-
-def _group_size(attributes: str, num_devices: int) -> int:
-    if found := _MESH_GROUPS.search(attributes):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
-    if found := _IOTA_GROUPS.search(attributes):
-        return int(found[1])
-    if found := _LISTED_GROUPS.search(attributes):
-        return len(found[1].split(","))
-    return num_devices
 
 
 def _convolution(one: Instruction, left: Array, right: Array) -> float:
