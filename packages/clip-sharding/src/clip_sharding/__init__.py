@@ -1,7 +1,7 @@
 """Meshes, partition rules, global batches and multi-process start-up for any JAX model."""
 
 from clip_sharding.batch import BATCH_AXES, batch_readers, batch_sharding, to_global, to_local
-from clip_sharding.chips import CHIPS, Chip
+from clip_sharding.chips import CHIPS, Chip, chip_of
 from clip_sharding.exchange import exchange, gather_items, gather_rows
 from clip_sharding.flops import count_flops
 from clip_sharding.mesh import MeshConfig, SlicesConfig, make_mesh
@@ -28,6 +28,7 @@ __all__ = [
     "batch_readers",
     "batch_sharding",
     "bytes_per_device",
+    "chip_of",
     "constraint",
     "count_flops",
     "exchange",

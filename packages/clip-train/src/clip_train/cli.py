@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="train, or continue a run that was stopped")
     add_config_arguments(run, "the config, or a run's directory")
     run.add_argument("--dry-run", action="store_true", help="check everything, show what would happen, and stop")
+    run.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps, for xprof and Perfetto")
     add_process_arguments(run)
     run.set_defaults(action=_run)
 
@@ -175,7 +176,9 @@ def _run(options: argparse.Namespace) -> int:
     config = _start(options)
     from clip_train.run import run
 
-    return run(config, dry_run=options.dry_run)
+    with located("--profile"):
+        profile = Steps.parse(options.profile) if options.profile else None
+    return run(config, dry_run=options.dry_run, profile=profile)
 
 
 def _plan(options: argparse.Namespace) -> int:

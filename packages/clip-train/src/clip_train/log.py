@@ -8,6 +8,8 @@ import json
 import math
 import os
 import time
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -60,23 +62,34 @@ class MetricsLog:
     """Collects the metrics of each step and hands rows to the sinks once reading them stalls nothing.
 
     A step's `seconds` are those between the end of the step before, or the asking for its batch if that came later, and
-    its own end, as far as the host can see; `images_per_second` is over the last ten steps.
+    its own end, as far as the host can see; `images_per_second` and `data_fraction`, the share of the time that went
+    into waiting for a batch, are over the last ten steps.
 
     Args:
         sinks: where rows go.
         global_batch_size: samples in a step.
         first_step: updates already made.
+        gauges: gives what else belongs to a row, from its `images_per_second`.
         lag: steps that may be under way on the device while the host goes on.
     """
 
-    def __init__(self, sinks: list[Sink], *, global_batch_size: int, first_step: int = 0, lag: int = 2) -> None:
+    def __init__(
+        self,
+        sinks: list[Sink],
+        *,
+        global_batch_size: int,
+        first_step: int = 0,
+        gauges: Callable[[float], Mapping[str, float]] = lambda _: {},
+        lag: int = 2,
+    ) -> None:
         self._sinks = sinks
         self._step = first_step
         self._global_batch_size = global_batch_size
+        self._gauges = gauges
         self._lag = lag
         self._pending: collections.deque[_Pending] = collections.deque()
         self._last_end = 0.0
-        self._recent_seconds: collections.deque[float] = collections.deque(maxlen=_RATE_OVER)
+        self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RATE_OVER)
         self._compiled = False
 
     def push(self, step: int, metrics: dict[str, jax.Array], *, started: float, data_seconds: float) -> None:
@@ -126,12 +139,14 @@ class MetricsLog:
         end = time.perf_counter()
         seconds = end - max(self._last_end, pending.started)
         self._last_end = end
-        self._recent_seconds.append(seconds)
-        rate = self._global_batch_size * len(self._recent_seconds) / sum(self._recent_seconds)
-        pending.row |= {"seconds": seconds, "images_per_second": rate}
+        self._recent.append((seconds, pending.row["data_seconds"]))
+        over, waiting = map(sum, zip(*self._recent, strict=True))
+        rate = self._global_batch_size * len(self._recent) / over
+        pending.row |= {"seconds": seconds, "images_per_second": rate, "data_fraction": min(waiting / over, 1.0)}
+        pending.row |= self._gauges(rate)
         if not self._compiled:
             # The first step holds the compilation: it says nothing of the speed of the others.
-            self._recent_seconds.clear()
+            self._recent.clear()
             self._compiled = True
 
     def _write(self, pending: _Pending) -> None:
@@ -196,13 +211,14 @@ class TensorBoard:
     """Event files that TensorBoard reads.
 
     Args:
-        directory: where they go.
+        directory: where they go; what an earlier start left there of steps after `first_step` is marked as void.
+        first_step: updates already made.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory))
+        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1 if first_step else None)
 
     def write(self, row: Row) -> None:
         """Write every number of the row under its name."""
@@ -219,24 +235,31 @@ class Wandb:
     """A run at Weights & Biases; `WANDB_MODE=offline` keeps it on this machine.
 
     Args:
-        directory: the run's output directory; its name and path make the run's id, so that a resumed run stays one.
+        directory: the run's output directory; the id is kept there, so that a resumed run stays one wherever it is moved.
         project: the project's name.
         config: the resolved config, shown with the run.
     """
 
     def __init__(self, directory: Path, *, project: str, config: dict[str, Any]) -> None:
-        import hashlib
-
         import wandb
 
-        run_id = hashlib.sha256(str(directory).encode()).hexdigest()[:12]
+        kept = directory / "wandb" / "run_id"
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_text(uuid.uuid4().hex[:12])
         self._run = wandb.init(
-            project=project, name=directory.name, id=run_id, resume="allow", dir=str(directory), config=config
+            project=project,
+            name=directory.name,
+            id=kept.read_text(),
+            resume="allow",
+            dir=str(directory),
+            config=config,
         )
 
     def write(self, row: Row) -> None:
-        """Send the row."""
-        self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        """Send the row, unless an earlier start of the run sent it, or one after it."""
+        if row["step"] >= self._run.step:
+            self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
     def close(self) -> None:
         """End the run."""

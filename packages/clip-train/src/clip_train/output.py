@@ -60,6 +60,11 @@ class Output:
         return self.root / "report.html"
 
     @property
+    def profile(self) -> Path:
+        """Traces of jax's profiler."""
+        return self.root / "profile"
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
         return self.root / "checkpoints"

@@ -22,6 +22,7 @@ from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, config_to_json, located
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
+from clip_train.gauges import Gauges, peak_flops
 from clip_train.inputs import image_arrays, text_config
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
@@ -33,15 +34,23 @@ from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
 from clip_train.teacher import Teacher
+from clip_train.trace import Steps, Trace
 from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, out_of_memory, watched
 
 
-def run(config: TrainConfig, *, dry_run: bool = False, change: Callable[[Setup], Setup] = lambda setup: setup) -> int:
+def run(
+    config: TrainConfig,
+    *,
+    dry_run: bool = False,
+    profile: Steps | None = None,
+    change: Callable[[Setup], Setup] = lambda setup: setup,
+) -> int:
     """Train, evaluate and report; continue where an earlier start of the same run ended.
 
     Args:
         config: of the run.
         dry_run: check everything and show what would happen, then stop: nothing is written.
+        profile: steps to trace, into the run's `profile/`.
         change: puts something else in the place of parts of what is ready to start, such as another optimizer.
 
     Returns:
@@ -70,6 +79,8 @@ def run(config: TrainConfig, *, dry_run: bool = False, change: Callable[[Setup],
     show_facts(console, "clip-train run", facts)
     for warning in setup.warnings:
         warn(console, warning)
+    if profile is not None and profile.first > setup.num_steps:
+        raise ConfigError(f"--profile: the run has {setup.num_steps} steps; got {profile.first}:{profile.last}")
     if dry_run:
         show_placements(console, setup)
         setup.pipeline.close()
@@ -93,6 +104,7 @@ def run(config: TrainConfig, *, dry_run: bool = False, change: Callable[[Setup],
             [*sinks, watch],
             global_batch_size=config.global_batch_size,
             first_step=first_step,
+            gauges=make_gauges(setup),
         )
         resources.callback(log.close)
         encoders = Encoders(setup.model, setup.mesh)
@@ -112,6 +124,8 @@ def run(config: TrainConfig, *, dry_run: bool = False, change: Callable[[Setup],
                 if evaluation.every:
                     measure(evaluation, setup.evaluated(state))
         step = setup.step()
+        if profile is not None:
+            step = resources.enter_context(Trace(output.profile, profile, first_step=first_step)).of(step)
         batches = global_batches(
             pipeline, setup.mesh, teacher=setup.teacher(), first_step=first_step, remember=watch.remember
         )
@@ -252,7 +266,7 @@ def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, 
     sinks: list[Sink] = [Jsonl(output.metrics, first_step=first_step)]
     try:
         if "tensorboard" in log.to:
-            sinks.append(TensorBoard(output.root / "tensorboard"))
+            sinks.append(TensorBoard(output.root / "tensorboard", first_step=first_step))
         if "wandb" in log.to:
             sinks.append(Wandb(output.root, project=log.project, config=resolved))
     except ImportError as error:
@@ -263,6 +277,17 @@ def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, 
         line_every = setup.steps(log.every)
         sinks.append(Progressing(console, num_steps=setup.num_steps, first_step=first_step, line_every=line_every))
     return sinks
+
+
+def make_gauges(setup: Setup) -> Gauges:
+    """What is read of the machine beside the metrics."""
+    peak = peak_flops(setup.mesh.devices.flat[0].device_kind, setup.mesh.size)
+    return Gauges(
+        num_devices=setup.mesh.size,
+        flops_per_image=setup.model_flops() / setup.config.global_batch_size if peak else 0.0,
+        peak_flops=peak,
+        skipped=lambda: {**setup.pipeline.faults, **setup.pipeline.skipped},
+    )
 
 
 def make_watch(setup: Setup, output: Output, console: Console) -> Watch:

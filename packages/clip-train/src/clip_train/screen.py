@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from rich.text import Text
 
 from clip_train.log import Row
 from clip_train.processes import is_first
-
-_SMOOTH_OVER = 20
 
 
 def make_console() -> Console:
@@ -67,7 +64,6 @@ class Progressing:
         self._console = console
         self._num_steps = num_steps
         self._line_every = max(line_every, 1)
-        self._recent: collections.deque[Row] = collections.deque(maxlen=_SMOOTH_OVER)
         self._rows_seen = 0
         self._progress: Progress | None = None
         if console.is_terminal:
@@ -89,9 +85,6 @@ class Progressing:
         if "loss" not in row:
             return
         self._rows_seen += 1
-        # The first step of a start holds the compilation: it says nothing of the speed.
-        if self._rows_seen > 1:
-            self._recent.append(row)
         text = self._describe(row)
         if self._progress is not None:
             self._progress.update(self._task, completed=row["step"], description=text)
@@ -105,15 +98,19 @@ class Progressing:
 
     def _describe(self, row: Row) -> str:
         parts = [f"loss {row['loss']:.4f}"]
+        if "image_to_text_accuracy" in row:
+            parts.append(f"acc {(row['image_to_text_accuracy'] + row['text_to_image_accuracy']) / 2:.0%}")
         if "learning_rate" in row:
             parts.append(f"lr {row['learning_rate']:.2e}")
         if self._rows_seen == 1:
+            # The first step of a start holds the compilation: it says nothing of the speed.
             parts.append(f"compiled in {row['seconds']:.1f} s")
-        if self._recent:
-            seconds = sum(recent["seconds"] for recent in self._recent)
-            waiting = min(1.0, sum(recent["data_seconds"] for recent in self._recent) / seconds)
-            left = (self._num_steps - row["step"]) * seconds / len(self._recent)
-            parts += [f"{row['images_per_second']:,.0f} img/s", f"data {waiting:.0%}", f"{duration(left)} left"]
+        else:
+            rate = row["images_per_second"]
+            left = (self._num_steps - row["step"]) * row["samples"] / row["step"] / rate
+            parts.append(f"{rate:,.0f} img/s")
+            parts += [f"MFU {row['mfu']:.0%}"] if "mfu" in row else []
+            parts += [f"data {row['data_fraction']:.0%}", f"{duration(left)} left"]
         return "  ".join(parts)
 
 
