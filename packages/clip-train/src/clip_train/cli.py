@@ -182,6 +182,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from clip_train.trace import Steps
     if options.topology:
         _pretend(options.topology)
     from clip_train.config import TrainConfig
