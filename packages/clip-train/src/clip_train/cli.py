@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     config = _start(options)
+    from clip_train.config_file import located
     from clip_train.run import run
+    from clip_train.trace import Steps
 
     with located("--profile"):
         profile = Steps.parse(options.profile) if options.profile else None
@@ -182,7 +184,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from clip_train.trace import Steps
     if options.topology:
         _pretend(options.topology)
     from clip_train.config import TrainConfig
