@@ -82,7 +82,7 @@ def test_splash_attention_interpreted(monkeypatch, causal):
     """The TPU's kernel, step by step on the CPU: padding to blocks, masks of keys, a sample that may look nowhere."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    monkeypatch.setattr(dot_product, "_platform", lambda: "tpu")
+    monkeypatch.setattr(dot_product, "platform", lambda: "tpu")
     kernel = functools.partial(splash_attention.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention, "make_splash_mha", kernel)
     q, k, v = (heads(2, 70, 2, 16, seed=seed) for seed in range(3))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clip_models import transformer
 from clip_models.config import ComputeConfig, TransformerConfig
 from clip_models.positions import rotation
 from clip_models.remat import rematerialize
-from clip_models.transformer import scan_blocks, stack_blocks
+from clip_models.transformer import scan_blocks, scan_blocks_at, stack_blocks
 
 CONFIG = TransformerConfig(width=16, num_layers=3, num_heads=2)
 INPUT = np.random.default_rng(1).normal(size=(2, 5, 16)).astype(np.float32)
@@ -68,6 +69,51 @@ def test_scan_is_the_loop(stack, loop, compute, causal):
     expected_value, expected_gradients = loop[causal]
     np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients, expected_gradients)
+
+
+@pytest.mark.parametrize(
+    ("token", "causal", "turns", "remat"),
+    [(0, False, 1, "none"), (-1, True, None, "minimal"), (np.array([3, 1]), True, 2, "none")],
+    ids=["class token", "last token", "end token"],
+)
+def test_one_token_of_the_last_block_is_that_of_all(stack, monkeypatch, token, causal, turns, remat):
+    monkeypatch.setattr(transformer, "CPU_MIN_TOKENS", 0)
+    graphdef, weights = stack
+    places = jnp.arange(5)[None] * jnp.arange(1, 1 + (turns or 1))[:, None]
+    inputs = {"mask": MASK, "causal": causal, "rotation": rotation(places, 8, 100.0) if turns else None}
+    inputs |= {"config": CONFIG, "compute": ComputeConfig(remat=remat)}
+
+    def alone(weights, x):
+        token_array = token if isinstance(token, int) else jnp.asarray(token)
+        hidden, pooled = scan_blocks_at(nnx.merge(graphdef, weights), x, token_array, **inputs)
+        return jnp.sin(pooled).sum(), hidden
+
+    def of_all(weights, x):
+        hidden = scan_blocks(nnx.merge(graphdef, weights), x, **inputs)
+        return jnp.sin(hidden[np.arange(2), token]).sum(), hidden
+
+    (value, hidden), gradients = jax.jit(jax.value_and_grad(alone, argnums=(0, 1), has_aux=True))(weights, INPUT)
+    expected, expected_gradients = jax.jit(jax.value_and_grad(of_all, argnums=(0, 1), has_aux=True))(weights, INPUT)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(hidden, expected[1], rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients, expected_gradients)
+
+
+def test_what_is_not_asked_for_is_not_computed(stack, monkeypatch):
+    monkeypatch.setattr(transformer, "CPU_MIN_TOKENS", 0)
+    graphdef, weights = stack
+    x = jnp.ones((8, 64, 16))
+
+    def flops(take):
+        run = jax.jit(
+            lambda w, x: scan_blocks_at(nnx.merge(graphdef, w), x, 0, config=CONFIG, compute=ComputeConfig(unroll=3))[
+                take
+            ]
+        )
+        return run.lower(weights, x).compile().cost_analysis()["flops"]
+
+    one_block = flops(0) / CONFIG.num_layers
+    assert flops(1) < flops(0) - 0.7 * one_block
 
 
 def test_a_deeper_stack_compiles_to_no_larger_program():

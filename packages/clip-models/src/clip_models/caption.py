@@ -71,7 +71,7 @@ def caption_logits(
     if features is not None:
         image, image_mask = features.hidden, features.mask
     elif pixel_values is not None:
-        image, image_mask = bind_vision_tower(config, params).hidden(
+        _, image, image_mask = bind_vision_tower(config, params)(
             pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=image_key
         )
     else:

@@ -132,7 +132,7 @@ def apply(
     image_key, text_key = (None, None) if key is None else jax.random.split(key)
     if pixel_values is not None:
         tower = bind_vision_tower(config, params)
-        pooled, image_hidden = tower(
+        pooled, image_hidden, _ = tower(
             pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=image_key
         )
         image_embeds = _normalize(tower.project(pooled))
@@ -180,7 +180,7 @@ def encode_image(
         float32 [b, e], unit norm.
     """
     tower = bind_vision_tower(config, params)
-    pooled, _ = tower(pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key)
+    pooled = tower(pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key)[0]
     return _normalize(tower.project(pooled))
 
 
@@ -245,10 +245,9 @@ def image_features(
         Pooled and hidden vectors, before the projection, not normalised to unit length.
     """
     tower = bind_vision_tower(config, params)
-    hidden, mask = tower.hidden(
-        pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key
+    return Features(
+        *tower(pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key)
     )
-    return Features(tower.pool(hidden, mask), hidden, mask)
 
 
 def text_features(

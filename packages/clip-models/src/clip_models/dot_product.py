@@ -60,7 +60,7 @@ def dot_product_attention(
     return _xla(queries, keys, values, mask, causal, float32_logits, dropout, key)
 
 
-def _platform() -> str:
+def platform() -> str:
     """Where the program will run: on the devices of the mesh in use, else on jax's default ones."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
@@ -68,15 +68,15 @@ def _platform() -> str:
 
 
 def _best(queries: jax.Array, keys: jax.Array, mask: jax.Array | None, dropout: float) -> AttentionImplementation:
-    platform = _platform()
+    backend = platform()
     shortest = min(queries.shape[1], keys.shape[1])
     if dropout:
         return "xla"
-    if platform == "gpu" and shortest >= CUDNN_MIN_TOKENS and _cudnn_problem(queries) is None:
+    if backend == "gpu" and shortest >= CUDNN_MIN_TOKENS and _cudnn_problem(queries) is None:
         return "cudnn"
     # XLA cannot divide splash attention over devices: without a mesh in use it must be one that runs it.
     placed = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
-    if platform == "tpu" and shortest >= SPLASH_MIN_TOKENS and placed and _is_key_mask(mask):
+    if backend == "tpu" and shortest >= SPLASH_MIN_TOKENS and placed and _is_key_mask(mask):
         return "splash"
     return "xla"
 
@@ -110,8 +110,8 @@ def _xla(
 
 def _cudnn_problem(queries: jax.Array) -> str | None:
     """Says why cuDNN's attention cannot run; None: it can."""
-    if _platform() != "gpu":
-        return f"the backend is {_platform()}, no GPU"
+    if platform() != "gpu":
+        return f"the backend is {platform()}, no GPU"
     if queries.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it computes in bfloat16, not {queries.dtype}"
     if queries.shape[-1] % 8 or queries.shape[-1] > 128:
@@ -140,9 +140,9 @@ def _is_key_mask(mask: jax.Array | None) -> bool:
 
 
 def _splash(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
-    if _platform() != "tpu":
+    if platform() != "tpu":
         raise ValueError(
-            f"attention='splash' cannot run: the backend is {_platform()}, no TPU. Use 'auto' or 'xla'; to compile "
+            f"attention='splash' cannot run: the backend is {platform()}, no TPU. Use 'auto' or 'xla'; to compile "
             "for TPUs from elsewhere, set a mesh of theirs (jax.set_mesh)."
         )
     if mask is not None and not _is_key_mask(mask):

@@ -115,7 +115,7 @@ def _generate(
     greedy: bool,
     top_k: int | None,
 ) -> jax.Array:
-    image, image_mask = bind_vision_tower(config, params).hidden(
+    _, image, image_mask = bind_vision_tower(config, params)(
         pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes
     )
     # flash attention is for many queries; here is one at a time

@@ -67,20 +67,19 @@ def pool_mean(hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     return jnp.where(mask[..., None], x, 0).sum(1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
 
 
-def pool_text(config: TextConfig, hidden: jax.Array, input_ids: jax.Array) -> jax.Array:
-    """Takes the hidden vector that stands for the text.
+def token_of_text(config: TextConfig, input_ids: jax.Array) -> int | jax.Array:
+    """Finds the token that stands for the text.
 
     Where ``first_eos`` finds no end token in a row, it takes the first position, as transformers does.
 
     Args:
         config: of the text tower; its ``pool`` is ``last``, ``argmax`` or ``first_eos``.
-        hidden: [b, t, d].
         input_ids: int [b, t].
 
     Returns:
-        [b, d].
+        Its position: int [b], or -1 for the last of all.
     """
     if config.pool == "last":
-        return hidden[:, -1]
+        return -1
     marked = input_ids if config.pool == "argmax" else input_ids == config.eos_token_id
-    return jnp.take_along_axis(hidden, marked.argmax(-1)[:, None, None], axis=1)[:, 0]
+    return marked.argmax(-1)

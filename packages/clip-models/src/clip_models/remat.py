@@ -16,12 +16,14 @@ PRODUCTS = ("query", "key", "value", "out", "fc1", "fc2")
 _HOST = "pinned_host"
 
 
-def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """Wraps the body of a scan.
+def rematerialize(function: Callable[..., Any], remat: Remat, *, in_scan: bool = True) -> Callable[..., Any]:
+    """Wraps a block.
 
     Args:
         function: any; what it names with ``checkpoint_name`` can be kept.
         remat: as in :class:`clip_models.ComputeConfig`.
+        in_scan: whether it is the body of a scan. That is compiled apart: common subexpressions cannot undo the remat,
+            and the barrier against them would only cost.
 
     Returns:
         A function of the same values and gradients.
@@ -52,8 +54,7 @@ def rematerialize(function: Callable[..., Any], remat: Remat) -> Callable[..., A
                 offload_src="device",
                 offload_dst=_HOST,
             )
-    # A scan's body is compiled apart: common subexpressions cannot undo the remat, so the barrier would only cost.
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+    return jax.checkpoint(function, policy=policy, prevent_cse=not in_scan)
 
 
 def _all_but_constrained(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -12,9 +12,9 @@ from clip_models.dropout import dropout
 from clip_models.initializers import tower_initializers
 from clip_models.linear import tower_projection
 from clip_models.norm import tower_norm
-from clip_models.pooling import MapHead, pool_mean, pool_text
+from clip_models.pooling import MapHead, pool_mean, token_of_text
 from clip_models.positions import rotation, text_positions
-from clip_models.transformer import scan_blocks, stack_blocks
+from clip_models.transformer import scan_blocks, scan_blocks_at, stack_blocks
 
 
 class TextTower(nnx.Module):
@@ -65,29 +65,26 @@ class TextTower(nnx.Module):
             turned = rotation(jnp.arange(input_ids.shape[1])[None], config.head_dim, config.rotary_base)
         x = dropout(x.astype(self.compute.dtype), config.dropout, embed_key)
         mask = None if attention_mask is None else attention_mask.astype(bool)
-        hidden = scan_blocks(
-            self.blocks,
-            x,
-            config=config,
-            compute=self.compute,
-            key=blocks_key,
-            mask=None if mask is None else mask[:, None, None, :],
-            causal=config.causal,
-            rotation=turned,
-        )
-        hidden = self.norm(hidden)
-        return self._pool(hidden, input_ids, mask).astype(jnp.float32), hidden
+        inputs = {
+            "config": config,
+            "compute": self.compute,
+            "key": blocks_key,
+            "mask": None if mask is None else mask[:, None, None, :],
+            "causal": config.causal,
+            "rotation": turned,
+        }
+        if config.pool in ("map", "gap"):
+            hidden = self.norm(scan_blocks(self.blocks, x, **inputs))
+            pooled = pool_mean(hidden, mask) if self.map_head is None else self.map_head(hidden, mask)
+            pooled = pooled.reshape(len(pooled), -1)
+        else:
+            hidden, token = scan_blocks_at(self.blocks, x, token_of_text(config, input_ids), **inputs)
+            hidden, pooled = self.norm(hidden), self.norm(token)
+        return pooled.astype(jnp.float32), hidden
 
     def project(self, pooled: jax.Array) -> jax.Array:
         """Maps the pooled vector, float32 [b, k·d], to the shared embedding, [b, e], not normalised."""
         return pooled if self.projection is None else self.projection(pooled)
-
-    def _pool(self, hidden: jax.Array, input_ids: jax.Array, mask: jax.Array | None) -> jax.Array:
-        if self.map_head is not None:
-            return self.map_head(hidden, mask).reshape(hidden.shape[0], -1)
-        if self.config.pool == "gap":
-            return pool_mean(hidden, mask)
-        return pool_text(self.config, hidden, input_ids)
 
 
 def check_texts(max_length: int, input_ids: jax.Array, attention_mask: jax.Array | None) -> None:

@@ -27,7 +27,7 @@ from clip_models.positions import (
     rotation2d,
     sincos2d,
 )
-from clip_models.transformer import scan_blocks, stack_blocks
+from clip_models.transformer import scan_blocks, scan_blocks_at, stack_blocks
 
 
 class VisionTower(nnx.Module):
@@ -79,7 +79,7 @@ class VisionTower(nnx.Module):
         pixel_attention_mask: jax.Array | None = None,
         spatial_shapes: jax.Array | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Runs the tower up to the pooled vector.
 
         Args:
@@ -90,32 +90,9 @@ class VisionTower(nnx.Module):
             key: PRNG key of what training drops. None: nothing is dropped.
 
         Returns:
-            (pooled float32 [b, k·d], hidden [b, n, d] in the compute dtype): of the class token, the registers if they
-            are kept, and the patches. As in transformers, hidden is normalised unless ``final_norm`` is ``pooled``.
-        """
-        hidden, mask = self.hidden(
-            pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes, key=key
-        )
-        return self.pool(hidden, mask), hidden
-
-    def hidden(
-        self,
-        pixel_values: jax.Array,
-        *,
-        pixel_attention_mask: jax.Array | None = None,
-        spatial_shapes: jax.Array | None = None,
-        key: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Runs the tower up to the hidden vectors.
-
-        Args:
-            pixel_values: as in :meth:`__call__`.
-            pixel_attention_mask: as in :meth:`__call__`.
-            spatial_shapes: as in :meth:`__call__`.
-            key: as in :meth:`__call__`.
-
-        Returns:
-            (hidden as of :meth:`__call__`, bool [b, n], False at padding). None: there is no padding.
+            (pooled float32 [b, k·d]; hidden [b, n, d] in the compute dtype: of the class token, the registers if they
+            are kept, and the patches; bool [b, n], False at padding, or None: there is none). As in transformers,
+            hidden is normalised unless ``final_norm`` is ``pooled``.
         """
         config = self.config
         check_images(config, pixel_values, pixel_attention_mask, spatial_shapes)
@@ -143,25 +120,30 @@ class VisionTower(nnx.Module):
             mask = jnp.pad(mask, ((0, 0), (self._num_before, 0)), constant_values=True)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        hidden = scan_blocks(
-            self.blocks,
-            dropout(x, config.dropout, embed_key),
-            config=config,
-            compute=self.compute,
-            key=blocks_key,
-            mask=None if mask is None else mask[:, None, None, :],
-            rotation=turned,
-        )
+        x = dropout(x, config.dropout, embed_key)
+        inputs = {
+            "config": config,
+            "compute": self.compute,
+            "key": blocks_key,
+            "mask": None if mask is None else mask[:, None, None, :],
+            "rotation": turned,
+        }
+        if config.pool == "cls":
+            hidden, token = scan_blocks_at(self.blocks, x, 0, **inputs)
+        else:
+            hidden, token = scan_blocks(self.blocks, x, **inputs), None
         hidden, mask = self._drop_registers(hidden, mask)
-        return self.norm(hidden) if config.final_norm == "hidden" else hidden, mask
+        if config.final_norm == "hidden":
+            hidden, token = self.norm(hidden), None if token is None else self.norm(token)
+        return self._pool(hidden, mask, token), hidden, mask
 
-    def pool(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Maps what :meth:`hidden` gives to the pooled vector, float32 [b, k·d]."""
+    def _pool(self, hidden: jax.Array, mask: jax.Array | None, token: jax.Array | None) -> jax.Array:
+        """Maps hidden vectors, or the class token's [b, d], to the pooled vector, float32 [b, k·d]."""
         config = self.config
-        if self.map_head is not None:
+        if token is not None:
+            pooled = token
+        elif self.map_head is not None:
             pooled = self.map_head(hidden, mask)
-        elif config.pool == "cls":
-            pooled = hidden[:, 0]
         else:
             first = int(bool(config.class_token))
             pooled = pool_mean(hidden[:, first:], None if mask is None else mask[:, first:])
