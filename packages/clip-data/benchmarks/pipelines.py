@@ -7,8 +7,10 @@ of its own and tokenises where it is ours; none of the peers tokenises.
 """
 
 import argparse
+import collections
 import importlib.util
 import io
+import itertools
 import json
 import resource
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -97,22 +100,31 @@ def images_of(folder, kind):
     ]
 
 
-def bare(folder, kind):
-    """Nothing but the decoder, in one thread."""
+def bare(folder, kind, num_threads=1):
+    """Nothing but the decoder: in one thread, or in two as ours, which shows what two busy cores do to each other."""
     import cv2
     import simplejpeg
 
     images = images_of(folder, kind)
     read = cv2.IMREAD_COLOR_RGB
-    out = np.empty((BATCH, 256, 256, 3), np.uint8)
-    while True:
-        for first in range(0, len(images) - BATCH + 1, BATCH):
-            for row, image in enumerate(images[first : first + BATCH]):
-                if kind == "webp256":
-                    out[row] = cv2.imdecode(np.frombuffer(image, np.uint8), read)
-                else:
-                    simplejpeg.decode_jpeg(image, buffer=out[row].reshape(-1))
-            yield out
+    out = np.empty((2 * BATCH, 256, 256, 3), np.uint8)
+
+    def decode(number):
+        rows = out[number % 2 * BATCH :][:BATCH]
+        for row, image in zip(rows, images[number * BATCH % (len(images) - BATCH) :], strict=False):
+            if kind == "webp256":
+                row[...] = cv2.imdecode(np.frombuffer(image, np.uint8), read)
+            else:
+                simplejpeg.decode_jpeg(image, buffer=row.reshape(-1))
+        return rows
+
+    if num_threads == 1:
+        yield from map(decode, itertools.count())
+    with ThreadPoolExecutor(num_threads) as pool:
+        under_way = collections.deque(pool.submit(decode, number) for number in range(num_threads))
+        for number in itertools.count(num_threads):
+            yield under_way.popleft().result()
+            under_way.append(pool.submit(decode, number))
 
 
 def tf_dataset(folder, kind, *, resized, permuted=False):
@@ -174,6 +186,7 @@ ROWS = {
         lambda d: ours(d, "jpg256", executor="tensorflow", strict=False),
     ),
     "256 px JPEG: bare simplejpeg": ("", lambda d: bare(d, "jpg256")),
+    "256 px JPEG: bare simplejpeg, two threads": ("", lambda d: bare(d, "jpg256", 2)),
     "256 px JPEG: tf.data, bicubic f32": ("tensorflow", lambda d: tf_dataset(d, "jpg256", resized=True)),
     "256 px JPEG: tf.data, decode only": ("tensorflow", lambda d: tf_dataset(d, "jpg256", resized=False)),
     "256 px JPEG: tf.data, decode only, permuted block": (
@@ -183,6 +196,7 @@ ROWS = {
     "256 px JPEG: clip_data, 2 processes": ("", lambda d: ours(d, "jpg256", num_workers=2)),
     "256 px WebP: clip_data, u8 and tokens": ("", lambda d: ours(d, "webp256")),
     "256 px WebP: bare OpenCV": ("", lambda d: bare(d, "webp256")),
+    "256 px WebP: bare OpenCV, two threads": ("", lambda d: bare(d, "webp256", 2)),
     "400 px JPEG to 224: clip_data, u8 and tokens": ("", lambda d: ours(d, "jpg400")),
     "400 px JPEG to 224: webdataset, Pillow, f32": ("webdataset", lambda d: webdataset(d, "jpg400")),
     "400 px JPEG to 224: grain, Pillow, f32": ("grain", lambda d: grain(d, "jpg400")),

@@ -22,7 +22,16 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-__all__ = ["REMOTE", "RemoteShard", "check_prefix", "delete_object", "list_objects", "read_object", "write_object"]
+__all__ = [
+    "REMOTE",
+    "RemoteShard",
+    "check_prefix",
+    "delete_object",
+    "list_below",
+    "list_objects",
+    "read_object",
+    "write_object",
+]
 
 REMOTE = ("gs://", "s3://")
 
@@ -191,16 +200,36 @@ def check_prefix(path: str) -> None:
         FileNotFoundError: There is no such bucket.
         OSError: The store cannot be asked.
     """
+    for found in list_below(path):
+        raise FileExistsError(f"{path} holds {found} already: name a folder that is new or empty")
+
+
+def list_below(path: str) -> dict[str, int]:
+    """Lists all objects below a prefix.
+
+    Args:
+        path: ``gs://`` or ``s3://``.
+
+    Returns:
+        The size in bytes of each, by its name from the prefix on, sorted.
+
+    Raises:
+        FileNotFoundError: There is no such bucket.
+        OSError: The store cannot be asked.
+    """
     from pyarrow import fs
 
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = _filesystem(path.rstrip("/"))
     bucket = inner.partition("/")[0]
     if _retried(path, lambda: filesystem.get_file_info(bucket)).type == fs.FileType.NotFound:
         raise FileNotFoundError(f"there is no bucket {bucket} for {path}")
     selector = fs.FileSelector(inner, recursive=True, allow_not_found=True)
-    found = next((info.path for info in _retried(path, lambda: filesystem.get_file_info(selector)) if info.is_file), "")
-    if found:
-        raise FileExistsError(f"{path} holds {found} already: name a folder that is new or empty")
+    found = _retried(path, lambda: filesystem.get_file_info(selector))
+    return {info.path.removeprefix(f"{inner}/"): info.size for info in sorted(found, key=_path) if info.is_file}
+
+
+def _path(info: Any) -> str:
+    return info.path
 
 
 class _Retries:
