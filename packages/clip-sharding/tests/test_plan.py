@@ -96,6 +96,34 @@ def test_a_transfer_laid_over_several_fusions_counts_once():
     assert program.bytes == 2 * result  # written once, and once more among what is kept; the gather stays on the chip
 
 
+BETWEEN_SLICES = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+ENTRY %main (param: bf16[1024,1024]) -> bf16[128,1024] {
+  %param = bf16[1024,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %reduce-scatter.1 = bf16[128,1024]{1,0:T(8,128)(2,1)} reduce-scatter(%param), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, use_global_device_ids=true, dimensions={0}, to_apply=%add
+  %after-all.1 = token[] after-all()
+  %send.1 = (bf16[128,1024]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%reduce-scatter.1, %after-all.1), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target=TARGET,_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=4, is_host_transfer=true
+  %recv.1 = (bf16[128,1024]{1,0:T(8,128)(2,1)}, u32[], token[]) recv(%after-all.1), channel_id=3, is_host_transfer=true
+  %recv-done.1 = (bf16[128,1024]{1,0:T(8,128)(2,1)}, token[]) recv-done(%recv.1), channel_id=3, is_host_transfer=true
+  ROOT %get-tuple-element.1 = bf16[128,1024]{1,0:T(8,128)(2,1)} get-tuple-element(%recv-done.1), index=0
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("target", "slices"), [('"{1,2,3,4}x{0:7}"', 4), ("{{100000,200000},{100001,200001}}", 2)])
+def test_what_crosses_to_other_slices_is_told_apart(target, slices):
+    program = count_work(parse_hlo(BETWEEN_SLICES.replace("TARGET", target)))
+    whole, part = 1024 * 1024 * 2, 128 * 1024 * 2
+    assert program.sent == {"reduce-scatter": 7 / 8 * whole}
+    assert program.sent_between_slices == {"all-reduce": 2 * (slices - 1) / slices * part}
+    assert program.bytes == whole + part + part + part  # reduced and written; sent and received
+    line = roofline(program, CHIPS["v5e"])
+    assert line.slices == program.sent_between_slices["all-reduce"] / (25e9 / 8)
+    assert (line.limit, line.bound) == ("slices", line.slices)
+    assert roofline(program, CHIPS["v4"]) is None  # what nobody published
+
+
 @pytest.mark.parametrize(
     ("array", "size"),
     [
@@ -133,6 +161,7 @@ def test_a_refusal_says_by_how_much(message, needed, available):
         ("v5x:4x4", "Did you mean 'v5p'"),
         ("v5e", "say how large"),
         ("v5e-48", "power of two"),
+        ("v5e:4x4x2x2", "v5e:16x16x2 are two"),
         ("cpu:99", "host_platform_device_count=99"),
         ("gpu", "sees none"),
     ],
@@ -150,8 +179,16 @@ def test_without_the_tpu_compiler_the_extra_is_named():
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler, clip-sharding[tpu]")
 @pytest.mark.parametrize(
-    ("name", "chips", "devices"), [("v5e-256", 256, 256), ("v4-128", 64, 64), ("tpu7x:2x2x1", 4, 8)]
+    ("name", "chips", "devices", "slices"),
+    [
+        ("v5e-256", 256, 256, 1),
+        ("v4-128", 64, 64, 1),
+        ("tpu7x:2x2x1", 4, 8, 1),
+        ("v5e-16x2", 32, 32, 2),
+        ("v5p:2x2x2x3", 24, 24, 3),
+    ],
 )
-def test_slices_have_the_cloud_s_names(name, chips, devices):
+def test_slices_have_the_cloud_s_names(name, chips, devices, slices):
     found = find_topology(name)
-    assert (found.num_chips, len(found.devices)) == (chips, devices)
+    assert (found.num_chips, len(found.devices), found.num_slices) == (chips, devices, slices)
+    assert len({getattr(device, "slice_index", 0) for device in found.devices}) == slices

@@ -21,6 +21,7 @@ class Chip:
         network_bandwidth: bytes a second that it sends, over all its links to the other chips, while it receives as
             many.
         num_links: that carry them; each goes to one neighbour.
+        slices_bandwidth: bytes a second that it sends to chips of other slices; None where that is not published.
         devices: jax's devices on a chip.
         megacore: whether its two cores are one device only when the compiler is told so.
         source: where the numbers are from.
@@ -33,12 +34,14 @@ class Chip:
     memory_bandwidth: float
     network_bandwidth: float
     num_links: int
+    slices_bandwidth: float | None = None
     devices: int = 1
     megacore: bool = False
     source: str
 
 
-# Google gives the network's bandwidth of both directions together since 2025; here it is that of one.
+# Google gives the network's bandwidth of both directions together since 2025; here it is that of one. Between slices it
+# gives bits: 50 and 100 Gb/s a chip (v5p, v6e, tpu7x), and for a pod of 256 v5e 6.4 Tb/s.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -72,6 +75,7 @@ CHIPS = {
             memory_bandwidth=819e9,
             network_bandwidth=200e9,
             num_links=4,
+            slices_bandwidth=3.125e9,
             source=f"{_DOCS}/v5e",
         ),
         Chip(
@@ -82,6 +86,7 @@ CHIPS = {
             memory_bandwidth=2765e9,
             network_bandwidth=600e9,
             num_links=6,
+            slices_bandwidth=6.25e9,
             source=f"{_DOCS}/v5p",
         ),
         Chip(
@@ -92,6 +97,7 @@ CHIPS = {
             memory_bandwidth=1638e9,
             network_bandwidth=400e9,
             num_links=4,
+            slices_bandwidth=12.5e9,
             source=f"{_DOCS}/v6e",
         ),
         Chip(
@@ -102,6 +108,7 @@ CHIPS = {
             memory_bandwidth=7380e9,
             network_bandwidth=600e9,
             num_links=6,
+            slices_bandwidth=12.5e9,
             devices=2,
             source=f"{_DOCS}/tpu7x",
         ),

@@ -58,7 +58,8 @@ class Plan:
         flops_check: the same with each loop's body once, over what the compiler itself counts so, other arithmetic
             included: a little below 1 where the count is right. None where the compiler does not say.
         bytes: of HBM that a device reads and writes.
-        sent: bytes that a device sends to others, by kind of collective.
+        sent: bytes that a device sends to others of its slice, by kind of collective.
+        sent_between_slices: likewise to other slices.
         uncounted_loops: loops of unknown length, which counted as one turn.
         library_calls: calls into libraries whose arithmetic is not in `flops`.
         roofline: seconds at the chip's peaks; None without published ones.
@@ -74,6 +75,7 @@ class Plan:
     flops_check: float | None
     bytes: float
     sent: Mapping[str, float]
+    sent_between_slices: Mapping[str, float]
     uncounted_loops: int
     library_calls: int
     roofline: Roofline | None
@@ -138,6 +140,7 @@ def plan(step: Any, *args: Any, topology: Topology | str, groups: Mapping[str, A
         flops_check=program.flops_counted_once / once if once else None,
         bytes=program.bytes,
         sent=program.sent,
+        sent_between_slices=program.sent_between_slices,
         uncounted_loops=program.uncounted_loops,
         library_calls=program.library_calls,
         roofline=roofline(program, topology.chip) if topology.chip else None,

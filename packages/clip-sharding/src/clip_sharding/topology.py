@@ -14,8 +14,8 @@ from jax.experimental import topologies
 
 from clip_sharding.chips import CHIPS, Chip, chip_of
 
-_NAME = re.compile(r"(?P<chip>[a-z0-9]+)(?::(?P<shape>\d+(x\d+)*)|-(?P<count>\d+))?")
-_FORMS = "a TPU slice such as v5e:16x16 or v5e-256, cpu:8, or gpu"
+_NAME = re.compile(r"(?P<chip>[a-z0-9]+)(?::(?P<shape>\d+(x\d+)*)|-(?P<count>\d+)(x(?P<slices>\d+))?)?")
+_FORMS = "a TPU slice such as v5e:16x16 or v5e-256, several such as v5e-256x2, cpu:8, or gpu"
 # The largest slice that is one machine, and the chips of a machine of a larger one, by the dimensions of the network.
 _HOST_SHAPES = {2: (2, 2), 3: (2, 2, 1)}
 # Where the number in `v4-128` is of cores, of which a chip has two.
@@ -31,12 +31,14 @@ class Topology:
         devices: jax's, or the compiler's descriptions of them.
         chip: the published peaks; None where there are none.
         platform: `tpu`, `gpu` or `cpu`.
+        num_slices: that the devices are on.
     """
 
     name: str
     devices: tuple[Any, ...]
     chip: Chip | None
     platform: str
+    num_slices: int = 1
 
     @property
     def num_chips(self) -> int:
@@ -56,7 +58,8 @@ def find_topology(name: str) -> Topology:
 
     Args:
         name: `v5e:16x16` (also v3, v4, v5p, v6e, tpu7x), as the cloud's accelerator types count them `v5e-256`,
-            `v4-128`; `cpu:8`, processor devices; `gpu`, the ones of this machine.
+            `v4-128`; two such slices, `v5e:16x16x2` or `v5e-256x2`; `cpu:8`, processor devices; `gpu`, the ones of this
+            machine.
 
     Raises:
         ValueError: the name stands for nothing, or for a shape that there is not.
@@ -74,8 +77,17 @@ def find_topology(name: str) -> Topology:
     chip = CHIPS.get(match["chip"])
     if chip is None or not chip.device_kind.startswith("TPU"):
         return _gpu(name)
-    shape = tuple(map(int, match["shape"].split("x"))) if match["shape"] else _slice_shape(name, chip, match["count"])
-    return _tpu(name, chip, shape)
+    dims = _dims(chip)
+    if match["shape"] is None:
+        return _tpu(name, chip, _slice_shape(name, chip, match["count"]), int(match["slices"] or 1))
+    sizes = tuple(map(int, match["shape"].split("x")))
+    if len(sizes) not in (dims, dims + 1):
+        example = "16x16" if dims == 2 else "4x4x4"
+        raise ValueError(
+            f"a slice of {chip.name} has {dims} dimensions, such as {chip.name}:{example}, and "
+            f"{chip.name}:{example}x2 are two; got {name!r}"
+        )
+    return _tpu(name, chip, sizes[:dims], sizes[dims] if len(sizes) > dims else 1)
 
 
 def _cpu(name: str, number: int) -> Topology:
@@ -96,21 +108,25 @@ def _gpu(name: str) -> Topology:
     return Topology(name, tuple(devices), chip_of(devices[0].device_kind), "gpu")
 
 
-def _tpu(name: str, chip: Chip, shape: tuple[int, ...]) -> Topology:
+def _dims(chip: Chip) -> int:
+    """Of the network inside a slice."""
+    return 2 if chip.num_links == 4 else 3
+
+
+def _tpu(name: str, chip: Chip, shape: tuple[int, ...], slices: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             f"{name} needs the TPU compiler, which runs on any Linux machine and is not installed: "
             'pip install "clip-sharding[tpu]"',
             name="libtpu",
         )
-    dims = 2 if chip.num_links == 4 else 3
-    if len(shape) != dims:
-        example = "16x16" if dims == 2 else "4x4x4"
-        raise ValueError(f"a slice of {chip.name} has {dims} dimensions, such as {chip.name}:{example}; got {name!r}")
+    dims = len(shape)
+    if not slices:
+        raise ValueError(f"there is at least one slice; got {name!r}")
     host = _HOST_SHAPES[dims]
     if any(size % along for size, along in zip(shape, host, strict=True)):
         host = (1,) * dims
-    kwargs: dict[str, Any] = {"chips_per_host_bounds": (*host, *(1,) * (3 - dims))}
+    kwargs: dict[str, Any] = {"chips_per_host_bounds": (*host, *(1,) * (3 - dims)), "num_slices": slices}
     if chip.megacore:
         kwargs["chip_config_name"] = "megacore"
     try:
@@ -119,7 +135,7 @@ def _tpu(name: str, chip: Chip, shape: tuple[int, ...]) -> Topology:
         )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"the TPU compiler knows no slice {name!r}: {error}") from error
-    return Topology(name, tuple(found.devices), chip, "tpu")
+    return Topology(name, tuple(found.devices), chip, "tpu", slices)
 
 
 def _slice_shape(name: str, chip: Chip, count: str | None) -> tuple[int, ...]:
@@ -129,6 +145,6 @@ def _slice_shape(name: str, chip: Chip, count: str | None) -> tuple[int, ...]:
     chips = int(count) // (2 if chip.name in _NAMED_BY_CORES else 1)
     if chips < 1 or chips & (chips - 1):
         raise ValueError(f"a slice named by its number has a power of two of chips; got {name!r}: give its shape")
-    dims = 2 if chip.num_links == 4 else 3
+    dims = _dims(chip)
     power = int(math.log2(chips))
     return tuple(2 ** ((power + i) // dims) for i in range(dims))

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from clip_sharding.collectives import COLLECTIVES, bytes_sent, collective_in, continues
+from clip_sharding.collectives import COLLECTIVES, between_slices, bytes_sent, collective_in, continues
 from clip_sharding.hlo import Array, Computation, Instruction, Module
 
 # What moves nothing: names, and the ends of what began earlier.
@@ -47,6 +47,7 @@ class Work:
         flops: of one execution, by matrix products and convolutions.
         bytes: of HBM that one execution reads and writes.
         sent: bytes that the device sends to others in one.
+        between_slices: whether those others are on another slice.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Work:
     flops: float
     bytes: float
     sent: float = 0.0
+    between_slices: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +93,18 @@ class Program:
 
     @functools.cached_property
     def sent(self) -> dict[str, float]:
-        """Bytes that a device sends, by kind of collective."""
+        """Bytes that a device sends within its slice, by kind of collective."""
+        return self._sent(between_slices=False)
+
+    @functools.cached_property
+    def sent_between_slices(self) -> dict[str, float]:
+        """Likewise to other slices."""
+        return self._sent(between_slices=True)
+
+    def _sent(self, *, between_slices: bool) -> dict[str, float]:
         found: dict[str, float] = dict.fromkeys(COLLECTIVES, 0.0)
         for one in self.work:
-            if one.sent:
+            if one.sent and one.between_slices == between_slices:
                 found[one.opcode] += one.times * one.sent
         return {kind: sent for kind, sent in found.items() if sent}
 
@@ -137,7 +147,8 @@ class _Walk:
 
     def _work(self, one: Instruction, computation: Computation, times: int) -> Work:
         source = _SOURCE.search(one.attributes)
-        kind, sent = self._sent(one, computation)
+        away = between_slices(one, computation) if one.opcode == "send" else None
+        kind, sent = away or self._sent(one, computation)
         return Work(
             name=one.name,
             opcode=kind,
@@ -146,6 +157,7 @@ class _Walk:
             flops=self._flops(one, computation),
             bytes=self._bytes(one, computation),
             sent=sent,
+            between_slices=away is not None,
         )
 
     def _flops(self, one: Instruction, computation: Computation) -> float:
@@ -185,6 +197,10 @@ class _Walk:
     def _bytes(self, one: Instruction, computation: Computation) -> float:
         operands = [computation.instructions[name] for name in one.operands]
         match one.opcode:
+            case "send":
+                return _hbm(operands[0].arrays)
+            case "recv":
+                return _hbm(one.arrays[:1])
             case "copy-start":
                 return _hbm(one.arrays[:2])
             case "all-gather-start" | "collective-permute-start":  # whose results begin with their operands

@@ -138,16 +138,22 @@ def _show(console: Console, found: RunPlan) -> None:
         ("hardware FLOPs", f"{hardware / 1e12:,.2f} T", f"{hardware / found.model_flops:.3f} of the model's"),
         ("HBM bytes", f"{step.bytes / 1e9:,.2f} GB", "of a device"),
         *((f"{kind} bytes", f"{sent / 1e9:,.3f} GB", "sent by a device") for kind, sent in step.sent.items()),
+        *(
+            (f"{kind} bytes", f"{sent / 1e9:,.3f} GB", "… to other slices")
+            for kind, sent in step.sent_between_slices.items()
+        ),
     ]
     show_table(console, ("in a step", "", ""), work)
     for note in _notes(found):
         console.print(f"Note: {note}", markup=False)
     if line is None:
-        console.print(f"No peaks are published for {step.topology}, so that no time is told.")
+        console.print(f"Not all the peaks that it needs are published for {step.topology}, so that no time is told.")
         return
     chip = CHIPS[step.chip or ""]
     rows = [
-        (LIMITS[name], f"{1e3 * getattr(line, name):,.1f} ms", _share(found, getattr(line, name))) for name in LIMITS
+        (LIMITS[name], f"{1e3 * getattr(line, name):,.1f} ms", _share(found, getattr(line, name)))
+        for name in LIMITS
+        if name != "slices" or step.sent_between_slices
     ]
     rows.append(("one after the other", f"{1e3 * line.in_order:,.1f} ms", _share(found, line.in_order)))
     show_table(console, (f"at the peaks of {chip.name}", "a step", "MFU"), rows)
