@@ -85,6 +85,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """A cache of each test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """Meshes of one device, for which programs compile in a fraction of the time."""
@@ -92,5 +98,5 @@ def one_device(monkeypatch):
 
     from clip_sharding import make_mesh
 
-    for module in ("clip_train.program", "clip_finetune.tune"):
+    for module in ("clip_train.program", "clip_finetune.tune", "clip_finetune.features"):
         monkeypatch.setattr(f"{module}.make_mesh", lambda config, devices=None: make_mesh(config, jax.devices()[:1]))

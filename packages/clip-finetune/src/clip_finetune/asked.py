@@ -13,13 +13,14 @@ from clip_train.data_argument import source_of
 
 
 def asked_of(
-    file: Path | None,
+    file: str | Path | None,
     overrides: list[str],
     *,
     model: str | None = None,
     data: str | None = None,
     mode: str | None = None,
     output_dir: str | None = None,
+    default_output: str = "runs/classify",
 ) -> FinetuneConfig:
     """The config of a classification.
 
@@ -30,6 +31,7 @@ def asked_of(
         data: labelled samples to learn from, class folders or shards; a folder that holds `train` and `test` is both.
         mode: as in the config.
         output_dir: likewise.
+        default_output: where there is neither that nor a file.
 
     Raises:
         ConfigError: something is missing, or cannot be.
@@ -54,7 +56,7 @@ def asked_of(
         return read_config(FinetuneConfig, file, [*flags, *overrides])
     if model is None or data is None:
         raise ConfigError("give a config, or --model and --data")
-    tree.setdefault("output_dir", os.path.abspath("runs/classify"))
+    tree.setdefault("output_dir", os.path.abspath(default_output))
     for override in overrides:
         set_field(tree, override)
     return parse_config(FinetuneConfig, tree)

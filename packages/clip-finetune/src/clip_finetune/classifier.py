@@ -11,11 +11,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from clip_finetune.backbone import tower_features
+from clip_finetune.backbone import run_tower, tower_features, tower_inputs, tower_of
 from clip_finetune.config import FeatureKind
 from clip_finetune.heads import AttentionHead, LinearHead
-from clip_models import ClipConfig, image_features, load_pretrained, save_pretrained
-from clip_train.inputs import image_inputs
+from clip_finetune.huggingface import open_classifier, why_not, write_classifier
+from clip_models import ClipConfig, load_pretrained, save_pretrained
 from clip_train.output import write_json
 
 _HEAD, _ABOUT = "head.npz", "classifier.json"
@@ -23,13 +23,13 @@ _HEAD, _ABOUT = "head.npz", "classifier.json"
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """Pictures to logits. Its parameters are `{"vision": the tower's, "head": the head's}`.
+    """Pictures or texts to logits. Its parameters are `{"vision" or "text": the tower's, "head": the head's}`.
 
     Attributes:
-        config: of the model, an image tower alone.
+        config: of the model, one tower alone.
         classnames: in label order.
         features: what a linear head sees; `None` with an attention head, which sees all last vectors.
-        multi_label: whether a picture may have several labels: probabilities are then sigmoids, and else a softmax.
+        multi_label: whether a sample may have several labels: probabilities are then sigmoids, and else a softmax.
     """
 
     config: ClipConfig
@@ -40,13 +40,12 @@ class Classifier:
     @property
     def width(self) -> int:
         """Of what the head sees."""
-        vision = self.config.vision
-        if vision is None:
-            raise ValueError("a classifier of pictures has an image tower")
-        pooled = vision.width * (vision.num_queries if vision.pool == "map" else 1)
+        tower: Any = getattr(self.config, tower_of(self.config))
         if self.features == "embedding":
-            return pooled if self.config.projection_dim is None else self.config.projection_dim
-        return {"pooled": pooled, "pooled+mean": pooled + vision.width}.get(self.features or "", vision.width)
+            return self.config.embed_dim
+        return {"pooled": tower.pooled_dim, "pooled+mean": tower.pooled_dim + tower.width}.get(
+            self.features or "", tower.width
+        )
 
     @property
     def head(self) -> LinearHead | AttentionHead:
@@ -63,40 +62,59 @@ class Classifier:
 
         Args:
             params: the tower's and the head's.
-            arrays: as `clip_train.inputs.image_arrays` makes them, or pictures float `[b, h, w, 3]` in [0, 255].
+            arrays: of pictures as `clip_train.inputs.image_arrays` makes them, or float `[b, h, w, 3]` in [0, 255]; of
+                texts `input_ids` and `attention_mask`, int32 `[b, t]`.
             key: of what training drops at random.
         """
-        return self.logits_of_inputs(params, image_inputs(self.config, arrays), key)
+        return self.logits_of_inputs(params, tower_inputs(self.config, arrays), key)
 
     def logits_of_inputs(self, params: Mapping[str, Any], inputs: Any, key: jax.Array | None = None) -> jax.Array:
         """The same of what `encode_image` takes, such as `clip_models.preprocess_images` makes, by its names."""
         head = self.head
         if isinstance(head, LinearHead):
             return head.apply(params["head"], tower_features(self.config, params, inputs, self.features or "mean", key))
-        hidden = image_features(self.config, params, key=key, **inputs).hidden
-        return head.apply(params["head"], hidden, inputs.get("pixel_attention_mask"))
+        last = run_tower(self.config, params, inputs, key)
+        return head.apply(params["head"], last.hidden, last.mask)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities float32 `[n, c]` of logits `[n, c]`."""
         return np.asarray(jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits, axis=-1))
 
-    def save(self, directory: Path, params: Mapping[str, Any]) -> None:
-        """Write tower, head and class names; `load_classifier` opens them, and `load_pretrained` the tower."""
-        save_pretrained(directory, self.config, {"vision": params["vision"]})
+    def save(self, directory: Path, params: Mapping[str, Any], *, format: Literal["auto", "clip-jax"] = "auto") -> str:
+        """Write tower, head and class names; `load_classifier` opens them, and `load_pretrained` the tower.
+
+        Args:
+            directory: made if it is not there.
+            params: the tower's and the head's.
+            format: `auto` is a Hugging Face directory where transformers has a class for the classifier: CLIP's or
+                SigLIP's image tower with a linear head on the mean of its patches, `features` `mean`.
+
+        Returns:
+            transformers' class, or why there is none.
+        """
+        tower = tower_of(self.config)
+        reason = self._why_not()
+        if format == "auto" and reason is None:
+            arrays = {"vision": params["vision"], "head": params["head"]}
+            return write_classifier(directory, self.config, arrays, self.classnames, multi_label=self.multi_label)
+        save_pretrained(directory, self.config, {tower: params[tower]})
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in params["head"].items()}
         np.savez(directory / _HEAD, **arrays)
         about: dict[str, Any] = {"classnames": list(self.classnames), "features": self.features}
         write_json(directory / _ABOUT, {**about, "multi_label": self.multi_label})
+        return reason or "our own format was asked for"
 
-
-def image_tower_of(config: ClipConfig) -> ClipConfig:
-    """The config of a model's image tower alone."""
-    preprocess = dataclasses.replace(config.preprocess, tokenizer=None)
-    return dataclasses.replace(config, text=None, decoder=None, preprocess=preprocess)
+    def _why_not(self) -> str | None:
+        if tower_of(self.config) == "text":
+            return "transformers has no class that classifies texts on CLIP's or SigLIP's tower"
+        if self.features != "mean":
+            given = self.features or "an attention head"
+            return f"transformers' classifiers have a linear head on the mean of the patches; this one has {given}"
+        return why_not(self.config)
 
 
 def load_classifier(directory: str | Path) -> tuple[Classifier, dict[str, Any]]:
-    """Open what `Classifier.save` wrote.
+    """Open what `Classifier.save` wrote, or a classifier of transformers: CLIP's, SigLIP's or SigLIP 2's.
 
     Args:
         directory: that, or the `output_dir` of the task.
@@ -107,14 +125,17 @@ def load_classifier(directory: str | Path) -> tuple[Classifier, dict[str, Any]]:
     Raises:
         FileNotFoundError: there is none.
     """
-    places = [Path(directory), Path(directory) / "classifier"]
-    found = next((place for place in places if (place / _ABOUT).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{directory} holds no classifier; make one: clip-finetune classify")
+    for found in (Path(directory), Path(directory) / "classifier"):
+        if (found / _ABOUT).is_file():
+            break
+        if (opened := open_classifier(found)) is not None:
+            return Classifier(opened.config, opened.classnames, "mean", opened.multi_label), opened.params
+    else:
+        raise FileNotFoundError(f"{directory} holds no classifier; make one: clip-finetune classify, or text")
     about = json.loads((found / _ABOUT).read_text(encoding="utf-8"))
     config, params = load_pretrained(found)
     with np.load(found / _HEAD) as arrays:
         head = {name: arrays[name] for name in arrays.files}
-    features: Literal["embedding", "pooled", "mean", "pooled+mean"] | None = about["features"]
+    features: FeatureKind | None = about["features"]
     classifier = Classifier(config, tuple(about["classnames"]), features, about["multi_label"])
-    return classifier, {"vision": params["vision"], "head": head}
+    return classifier, {**params, "head": head}

@@ -22,33 +22,37 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     classify = verbs.add_parser("classify", help="image classification: from a zero-shot head to full fine-tuning")
-    classify.add_argument("config", nargs="?", help="the config; or give --model and --data")
-    classify.add_argument("--model", help="a run's directory, a model's directory, or a name on the Hugging Face Hub")
-    classify.add_argument("--data", help="a folder of class folders, or labelled shards")
-    classify.add_argument("--mode", help="zero-shot, probe, attention, full, lora or wise-ft (default: probe)")
-    classify.add_argument("--to", help="the output directory (default: runs/classify)")
-    classify.add_argument(
-        "--set",
-        metavar="PATH=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override a field of the config, such as tune.epochs=5; may be repeated",
-    )
-    classify.set_defaults(action=_classify)
+    _add_task_arguments(classify, data="a folder of class folders, or labelled shards", to="runs/classify")
+    classify.set_defaults(action=_classify, tower="vision")
+
+    text = verbs.add_parser("text", help="text classification by the text tower, in the same modes")
+    _add_task_arguments(text, data="labelled texts: csv, tsv, parquet or shards", to="runs/text")
+    text.set_defaults(action=_classify, tower="text")
 
     pairs = verbs.add_parser("pairs", help="contrastive tuning on your own pairs of pictures and texts")
     add_config_arguments(pairs, "the config")
     pairs.add_argument("--dry-run", action="store_true", help="check everything, show what would happen, and stop")
     pairs.set_defaults(action=_pairs)
 
-    predict = verbs.add_parser("predict", help="classify pictures with what classify made")
-    predict.add_argument("--model", required=True, help="the output directory of classify")
-    predict.add_argument("--images", required=True, nargs="+", help="paths or globs of pictures")
+    predict = verbs.add_parser("predict", help="classify pictures or texts with what classify or text made")
+    predict.add_argument(
+        "--model", required=True, help="the output directory of classify or text, or a classifier of transformers"
+    )
+    given = predict.add_mutually_exclusive_group(required=True)
+    given.add_argument("--images", nargs="+", help="paths or globs of pictures")
+    given.add_argument("--texts", help="a .txt of one text a line, or a .csv, .tsv or .parquet with a column of texts")
     predict.add_argument("--to", default="predictions.csv", help="a .csv or .parquet (default: %(default)s)")
-    predict.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: %(default)s)")
+    predict.add_argument("--batch-size", type=int, default=64, help="pictures or texts at once (default: %(default)s)")
     predict.set_defaults(action=_predict)
     return parser
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser, *, data: str, to: str) -> None:
+    add_config_arguments(parser, "the config; or give --model and --data", optional=True)
+    parser.add_argument("--model", help="a run's directory, a model's directory, or a name on the Hugging Face Hub")
+    parser.add_argument("--data", help=data)
+    parser.add_argument("--mode", help="zero-shot, probe, attention, full, lora or wise-ft (default: probe)")
+    parser.add_argument("--to", help=f"the output directory (default: {to})")
 
 
 def _classify(options: argparse.Namespace) -> int:
@@ -62,8 +66,9 @@ def _classify(options: argparse.Namespace) -> int:
         data=options.data,
         mode=options.mode,
         output_dir=options.to,
+        default_output="runs/classify" if options.tower == "vision" else "runs/text",
     )
-    return classify(config)
+    return classify(config, tower=options.tower)
 
 
 def _pairs(options: argparse.Namespace) -> int:
@@ -74,8 +79,10 @@ def _pairs(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from clip_finetune.predict import predict
+    from clip_finetune.predict import predict, predict_texts
 
+    if options.texts is not None:
+        return predict_texts(options.model, options.texts, Path(options.to), batch_size=options.batch_size)
     return predict(options.model, options.images, Path(options.to), batch_size=options.batch_size)
 
 

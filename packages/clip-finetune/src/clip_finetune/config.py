@@ -1,4 +1,4 @@
-"""The one config of a classification task."""
+"""The one config of a classification task, of pictures or of texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import dataclasses
 from typing import Literal
 
 from clip_data import SourceConfig
+from clip_sharding import MeshConfig
 from clip_train.augment import AugmentConfig
+from clip_train.checkpoint import CheckpointConfig
+from clip_train.config import Sharding
 from clip_train.config_file import STRICT
 from clip_train.optimizers import AdamWConfig, ScheduleConfig
 from clip_train.probe import ProbeConfig
@@ -51,6 +54,10 @@ class TuneConfig:
         lora_rank: of the updates to the tower's matrices.
         lora_alpha: they are scaled by this over the rank.
         alphas: how far from zero-shot to tuned weights `wise-ft` looks, each in [0, 1].
+        mesh: sizes of the mesh axes; by default all devices divide the batch.
+        sharding: how parameters and optimizer state are divided, as in `clip-train run`; `auto` is `fsdp` where the
+            mesh has such an axis, and else `replicated`.
+        checkpoint: when what was trained is saved, to continue from; each better epoch is saved besides.
     """
 
     epochs: int = 10
@@ -62,6 +69,9 @@ class TuneConfig:
     lora_rank: int = 8
     lora_alpha: float = 16.0
     alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    mesh: MeshConfig | None = None
+    sharding: Sharding = "auto"
+    checkpoint: CheckpointConfig = CheckpointConfig(keep=1)
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their ranges."""
@@ -74,7 +84,7 @@ class TuneConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """A classification task on top of a checkpoint.
+    """A classification task on top of a checkpoint: of pictures, or of texts, whose field `caption_key` names.
 
     Attributes:
         output_dir: where the classifier and its results go.
@@ -84,20 +94,24 @@ class FinetuneConfig:
         test: to report on; by default a share of `train`.
         split: how large those shares are.
         mode: `zero-shot` learns nothing; `probe` fits a linear head to features of the frozen tower; `attention` trains
-            a head that looks at all its patches; `full` trains the tower too; `lora` adds small updates to it;
-            `wise-ft` is `full` from a zero-shot head, and a point between the two.
-        features: what a linear head sees: the `embedding`, unit-norm, that texts are compared with; the `pooled` vector
-            before the projection; the `mean` of the last vectors, as transformers' classifiers do; or `pooled+mean`;
+            a head that looks at all its patches or tokens; `full` trains the tower too; `lora` adds small updates to
+            it; `wise-ft` is `full` from a zero-shot head, and a point between the two.
+        features: what a linear head sees: the `embedding`, unit-norm, by which pictures and texts are compared; the
+            `pooled` vector before the projection; the `mean` of the last vectors, by which transformers'
+            classifiers judge and as which a model is saved for them; or `pooled+mean`;
             `auto` is the embedding with a zero-shot head and else the pooled vector.
         classnames: a file with one name per line, the names in label order, or a standard data set such as `cifar10`;
-            by default `classnames.txt` beside the shards or in the folder above, or the names of the class folders.
+            by default `classnames.txt` beside the shards or in the folder above, the names of the class folders, or the
+            names that are the labels of texts.
         templates: of a zero-shot head, as in an evaluation; by default those beside the shards, or a plain one.
         multi_label: whether a sample may have several labels; by default what `dataset_type.txt` says.
         class_weights: `balanced`, so that every class counts the same, or one for each class.
         label_smoothing: share of a target that is spread over all classes.
         probe: the probe's training.
         tune: the other modes'.
-        batch_size: images encoded at once.
+        batch_size: samples encoded at once.
+        cache: a directory for the features of frozen towers, which are found there again; `auto` is the user's cache,
+            `null` none.
         seed: of the split, the head's first weights and the order of samples.
     """
 
@@ -119,6 +133,7 @@ class FinetuneConfig:
     probe: ProbeConfig = ProbeConfig()
     tune: TuneConfig = TuneConfig()
     batch_size: int = 256
+    cache: str | None = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

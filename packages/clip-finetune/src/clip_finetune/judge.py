@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from clip_finetune.classifier import Classifier
-from clip_finetune.samples import Samples
+from clip_finetune.features import OverDevices
+from clip_finetune.samples import Labelled, Rows, no_sample
 from clip_train.evaluate import score_metrics
-from clip_train.inputs import data_config, image_arrays, pictures_of
 from clip_train.metrics import calibration_error
 
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A picture that was taken for something else.
+    """A sample that was taken for something else.
 
     Attributes:
-        image: uint8 `[h, w, 3]`.
+        shown: a picture uint8 `[h, w, 3]`, or a text.
         key: of the sample.
         label: its class.
         predicted: what it was taken for.
         probability: given to that.
     """
 
-    image: np.ndarray
+    shown: np.ndarray | str
     key: str
     label: int
     predicted: int
@@ -55,36 +52,35 @@ class Verdict:
     unusable: tuple[str, ...]
 
 
-def judge(classifier: Classifier, params: Any, samples: Samples, *, batch_size: int, num_mistakes: int = 0) -> Verdict:
+def judge(classifier: Classifier, params: Any, samples: Labelled, *, batch_size: int, num_mistakes: int = 0) -> Verdict:
     """Run a classifier over samples, each once.
 
     Args:
         classifier: which.
         params: its.
         samples: labelled.
-        batch_size: pictures at once.
+        batch_size: samples at once.
         num_mistakes: how many to keep.
+
+    Raises:
+        ValueError: there is no sample, or one has no label, or one that is no class.
+        DataError: too many cannot be used.
     """
-    run = _compiled(classifier)
+    run = OverDevices(classifier.logits, params)
     logits, targets = [], []
     mistakes: list[Mistake] = []
-    with samples.pipeline(data_config(classifier.config, tokenizer=None), batch_size=batch_size) as pipeline:
-        for batch in pipeline:
-            if not batch.mask.any():
-                continue
-            logits.append(np.asarray(run(params, image_arrays(batch)))[batch.mask])
-            targets.append(samples.targets(batch))
+    with samples.read(classifier.config, batch_size=run.batch_size(batch_size)) as reader:
+        for rows in reader:
+            logits.append(run(rows.arrays)[rows.mask])
+            targets.append(rows.targets)
             if num_mistakes and not samples.multi_label:
-                keys = [batch.key[i] for i in np.flatnonzero(batch.mask)]
-                mistakes += _mistakes(classifier, logits[-1], targets[-1], pictures_of(batch), keys)
+                mistakes += _mistakes(classifier, logits[-1], rows)
                 mistakes.sort(key=lambda mistake: -mistake.probability)
                 del mistakes[num_mistakes:]
-        faults, recent = dict(pipeline.faults), tuple(str(fault) for fault in pipeline.recent_faults)
+        faults, unusable = reader.faults, reader.unusable
     if not logits:
-        raise ValueError(
-            f"no sample of {samples.source.shards} is in this part of the split; give more, or a larger share"
-        )
-    return Verdict(np.concatenate(logits), np.concatenate(targets), tuple(mistakes), faults, recent)
+        raise no_sample(samples)
+    return Verdict(np.concatenate(logits), np.concatenate(targets), tuple(mistakes), faults, unusable)
 
 
 def verdict_metrics(classifier: Classifier, verdict: Verdict) -> dict[str, float]:
@@ -101,17 +97,10 @@ def choice(metrics: dict[str, float]) -> float:
     return metrics["mean_average_precision"] if "mean_average_precision" in metrics else metrics["acc1"]
 
 
-@functools.lru_cache(maxsize=4)
-def _compiled(classifier: Classifier) -> Callable[..., jax.Array]:
-    # The same function for the same classifier: another one would compile again at each epoch.
-    return jax.jit(classifier.logits)
-
-
-def _mistakes(
-    classifier: Classifier, logits: np.ndarray, labels: np.ndarray, pictures: list[np.ndarray], keys: list[str]
-) -> list[Mistake]:
+def _mistakes(classifier: Classifier, logits: np.ndarray, rows: Rows) -> list[Mistake]:
     probabilities, predicted = classifier.probabilities(logits), logits.argmax(axis=1)
+    shown = rows.shown()
     return [
-        Mistake(pictures[i], keys[i], int(labels[i]), int(predicted[i]), float(probabilities[i, predicted[i]]))
-        for i in np.flatnonzero(predicted != labels)
+        Mistake(shown[i], rows.keys[i], int(rows.targets[i]), int(predicted[i]), float(probabilities[i, predicted[i]]))
+        for i in map(int, np.flatnonzero(predicted != rows.targets))
     ]

@@ -40,6 +40,12 @@ def lora_init(tower: Any, key: jax.Array, *, rank: int) -> dict[str, dict[str, j
     }
 
 
+def lora_axes(updates: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Names of the axes of updates, which no rule of `clip_sharding` knows: each device has them whole."""
+    names = {"a": ("layers", "lora_in", "lora_rank"), "b": ("layers", "lora_rank", "lora_out")}
+    return {name: dict(names) for name in updates}
+
+
 def lora_merge(tower: Any, updates: dict[str, dict[str, Any]], *, alpha: float) -> Any:
     """The tower with its updates added, a tree like it.
 

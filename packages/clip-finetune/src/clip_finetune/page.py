@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
 
 from clip_finetune.classifier import Classifier
 from clip_finetune.judge import Verdict
+from clip_train.page import confusion_table, write_template
 from clip_train.thumbnail import data_url
 
-_MOST_CLASSES = 40
 _THUMBNAIL = 160
 
 
@@ -27,12 +26,11 @@ def write_page(
         results: of `results.json`.
         verdict: on the test samples.
     """
-    import jinja2
-
     names = classifier.classnames
     mistakes = [
         {
-            "source": data_url(mistake.image, side=_THUMBNAIL),
+            "source": None if isinstance(mistake.shown, str) else data_url(mistake.shown, side=_THUMBNAIL),
+            "text": mistake.shown if isinstance(mistake.shown, str) else None,
             "key": mistake.key,
             "label": names[mistake.label],
             "predicted": names[mistake.predicted],
@@ -40,21 +38,16 @@ def write_page(
         }
         for mistake in verdict.mistakes
     ]
-    counts = [row[:_MOST_CLASSES] for row in results.get("confusion", [])[:_MOST_CLASSES]]
-    template = importlib.resources.files("clip_finetune").joinpath("templates/report.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    html = page.render(
+    counts = results.get("confusion")
+    write_template(
+        path,
+        "clip_finetune",
+        "report.html",
         title=f"clip-finetune: {path.parent.name}",
         results=results,
         metrics=[(name, f"{value:.4g}") for name, value in results["metrics"].items()],
-        names=names[:_MOST_CLASSES],
-        cut=len(names) - _MOST_CLASSES,
-        rows=[
-            {"name": names[i], "cells": [(count, count / max(sum(row), 1), i == j) for j, count in enumerate(row)]}
-            for i, row in enumerate(counts)
-        ],
+        confusion=confusion_table(names, counts) if counts else None,
         mistakes=mistakes,
         curve=results.get("curve", []),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
-    path.write_text(html, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`clip-finetune predict`: a classifier's labels and probabilities for pictures, as CSV or Parquet."""
+"""`clip-finetune predict`: a classifier's labels and probabilities for pictures or texts, as CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_data import decode_image
+from clip_data import DataError, SourceConfig, Tokenizer, decode_image
+from clip_data.formats import FORMAT_BY_EXTENSION
+from clip_finetune.backbone import Tower, tower_of
 from clip_finetune.classifier import Classifier, load_classifier
+from clip_finetune.texts import read_texts
 from clip_models import preprocess_images
 from clip_models.preprocess import PatchSequences
 from clip_train.config_file import ConfigError, located
+from clip_train.inputs import data_config
 from clip_train.screen import make_console, show_facts
 
 
@@ -35,10 +39,7 @@ def predict(directory: str, images: Sequence[str], to: Path, *, batch_size: int 
     Raises:
         ConfigError: there is no classifier, no picture, or the table's name says no format.
     """
-    if to.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--to: a file that ends in .csv or .parquet; got {to}")
-    with located("--model"):
-        classifier, params = load_classifier(directory)
+    classifier, params = _open(directory, to, "vision")
     found = [sorted(glob.glob(pattern, recursive=True)) for pattern in images]
     if missing := [pattern for pattern, paths in zip(images, found, strict=True) if not paths]:
         raise ConfigError(f"--images: nothing at {', '.join(missing)}")
@@ -50,13 +51,72 @@ def predict(directory: str, images: Sequence[str], to: Path, *, batch_size: int 
         rows.append(probabilities)
     if not names:
         raise ConfigError(f"--images: none of {len(paths)} files is a picture; the first: {unreadable[0]}")
-    _write(to, classifier, names, np.concatenate(rows))
+    _write(to, classifier, {"image": names}, np.concatenate(rows))
     console = make_console()
     for line in unreadable:
         console.print(f"Left out: {line}", markup=False)
     facts = [("pictures", f"{len(names):,}"), ("left out", f"{len(unreadable):,}"), ("table", str(to))]
     show_facts(console, "clip-finetune predict", facts)
     return 0
+
+
+def predict_texts(directory: str, texts: str, to: Path, *, batch_size: int = 64) -> int:
+    """Classify texts and write a table: `text`, `label`, `probability`, and a column for each class.
+
+    Args:
+        directory: of the classifier, or of the task that made it.
+        texts: a `.txt` of one text a line; or a table, whose column is caption, txt or text.
+        to: a file that ends in `.csv` or `.parquet`.
+        batch_size: texts at once.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: there is no classifier, no text, or the table's name says no format.
+    """
+    classifier, params = _open(directory, to, "text")
+    with located("--texts", (OSError, ValueError, DataError)):
+        lines = _lines(texts)
+    with located("--model"):
+        tokenizer = Tokenizer.of(data_config(classifier.config))
+        if tokenizer is None:
+            raise ValueError(f"{directory} names no tokenizer; set preprocess.tokenizer in its config.json")
+    run = jax.jit(classifier.logits_of_inputs)
+    rows = []
+    ids, mask = tokenizer(lines)
+    for start in range(0, len(lines), batch_size):
+        end = min(start + batch_size, len(lines))
+        # One shape compiles once: the last batch is filled up with its last text.
+        index = np.minimum(np.arange(start, start + batch_size), len(lines) - 1)
+        inputs = {"input_ids": ids[index], "attention_mask": mask[index]}
+        rows.append(classifier.probabilities(np.asarray(run(params, inputs)))[: end - start])
+    _write(to, classifier, {"text": lines}, np.concatenate(rows))
+    show_facts(make_console(), "clip-finetune predict", [("texts", f"{len(lines):,}"), ("table", str(to))])
+    return 0
+
+
+def _open(directory: str, to: Path, tower: Tower) -> tuple[Classifier, Any]:
+    if to.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--to: a file that ends in .csv or .parquet; got {to}")
+    with located("--model"):
+        classifier, params = load_classifier(directory)
+        if tower_of(classifier.config) != tower:
+            flag = "--images" if tower == "text" else "--texts"
+            raise ValueError(f"{directory} classifies {'pictures' if tower == 'text' else 'texts'}; give {flag}")
+    return classifier, params
+
+
+def _lines(path: str) -> list[str]:
+    if Path(path).suffix == ".txt":
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"{path} holds no line")
+        return lines
+    format = FORMAT_BY_EXTENSION.get(Path(path).suffix)
+    if format is None:
+        raise ValueError(f"texts are in a .txt, .csv, .tsv or .parquet; got {path}")
+    return [text.text for text in read_texts(SourceConfig(format=format, shards=path), labelled=False)]
 
 
 def _predict(
@@ -80,12 +140,12 @@ def _predict(
         yield names, classifier.probabilities(np.asarray(run(params, inputs)))[: len(names)]
 
 
-def _write(to: Path, classifier: Classifier, names: Sequence[str], probabilities: np.ndarray) -> None:
+def _write(to: Path, classifier: Classifier, names: dict[str, list[str]], probabilities: np.ndarray) -> None:
     best = probabilities.argmax(axis=1)
     labels = [classifier.classnames[i] for i in best]
     if classifier.multi_label:
         labels = ["; ".join(np.asarray(classifier.classnames)[row > 0.5]) for row in probabilities]
-    columns: dict[str, Any] = {"image": list(names), "label": labels, "probability": probabilities.max(axis=1)}
+    columns: dict[str, Any] = {**names, "label": labels, "probability": probabilities.max(axis=1)}
     columns |= {f"p({name})": probabilities[:, i] for i, name in enumerate(classifier.classnames)}
     to.parent.mkdir(parents=True, exist_ok=True)
     if to.suffix == ".parquet":

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clip_finetune.lora import lora_init, lora_merge
+from clip_finetune.lora import lora_axes, lora_init, lora_merge
 from clip_models import init, logical_axes
 from clip_sharding import shardings
 from clip_train import ContrastiveObjective, TrainState, make_optimizer
@@ -158,10 +158,8 @@ def _with_lora(setup: Setup, config: ProtectConfig) -> Setup:
         params = init(setup.model, seed)
         return {**params, "lora": updates(params)}
 
-    # No rule divides them: they are small.
-    names = {"a": ("layers", "lora_in", "lora_rank"), "b": ("layers", "lora_rank", "lora_out")}
     shapes = jax.eval_shape(make)
-    axes["lora"] = {tower: {name: dict(names) for name in found} for tower, found in shapes["lora"].items()}
+    axes["lora"] = {tower: lora_axes(found) for tower, found in shapes["lora"].items()}
     frozen = [ParametersConfig(match=name, frozen=True) for name in (*TOWERS, "decoder") if name in axes]
     optimizer = dataclasses.replace(optimizer, layer_decay=None, parameters=(*optimizer.parameters, *frozen))
     tx = make_optimizer(optimizer, setup.learning_rate, axes=axes, mesh=setup.mesh)

@@ -1,31 +1,41 @@
-"""The modes that train by gradient: an attention head, the whole tower, low-rank updates, and WiSE-FT's way back."""
+"""The modes that train by gradient: an attention head, the whole tower, and low-rank updates to it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from clip_data import Pipeline
-from clip_finetune.classifier import Classifier
+from clip_finetune.backbone import tower_of
+from clip_finetune.classifier import Classifier, load_classifier
 from clip_finetune.config import Mode, TuneConfig
 from clip_finetune.judge import choice, judge, verdict_metrics
-from clip_finetune.lora import lora_init, lora_merge
+from clip_finetune.lora import lora_axes, lora_init, lora_merge
 from clip_finetune.objective import SampleLoss, classification_loss
-from clip_finetune.samples import Samples
-from clip_models import logical_axes
-from clip_sharding import BATCH_AXES, MeshConfig, make_mesh, to_global
-from clip_train import TrainState, fit, make_optimizer, make_step
+from clip_finetune.samples import Labelled, Reader
+from clip_models import constrain_activations, logical_axes
+from clip_sharding import BATCH_AXES, MeshConfig, constraint, make_mesh, shardings, strategy, to_global
+from clip_train import Checkpoints, TrainState, fit, make_optimizer, make_step
 from clip_train.augment import augment
-from clip_train.inputs import data_config, image_arrays
-from clip_train.loop import Event
-from clip_train.optimizers import AdamWConfig, ParametersConfig, make_schedule, to_steps
+from clip_train.config_file import located
+from clip_train.log import Jsonl, MetricsLog, Row
+from clip_train.loop import Event, Stop
+from clip_train.optimizers import (
+    AdamWConfig,
+    ParameterOptions,
+    ParametersConfig,
+    make_schedule,
+    to_steps,
+)
+from clip_train.state import abstract_state, state_from_params
 
 _LEARNING_RATES = {"attention": 1e-3, "lora": 1e-3, "full": 3e-5, "wise-ft": 3e-5}
 _LAYER_DECAY = 0.75
@@ -46,41 +56,67 @@ class Epoch:
     metrics: dict[str, float]
 
 
+class StoppedError(Exception):
+    """Somebody asked the training to stop; it is saved.
+
+    Attributes:
+        signal: by which.
+        step: updates made.
+    """
+
+    def __init__(self, signal: Any, step: int) -> None:
+        super().__init__(f"stopped by {signal.name} after step {step}")
+        self.signal, self.step = signal, step
+
+
 def tune(
     classifier: Classifier,
     params: dict[str, Any],
-    train: Samples,
-    validation: Samples,
+    train: Labelled,
+    validation: Labelled,
     config: TuneConfig,
     *,
     mode: Mode,
     loss: SampleLoss,
     num_train: int,
+    directory: Path,
     eval_batch_size: int = 256,
     seed: int = 0,
-    tell: Any = lambda epoch: None,
+    tell: Callable[[Epoch], None] = lambda epoch: None,
 ) -> tuple[dict[str, Any], list[Epoch]]:
-    """Train, and keep the epoch that is best on the validation samples.
+    """Train, and keep the epoch that is best on the validation samples; continue where an earlier call was cut off.
 
     What a mode leaves as it is has no gradient and no optimizer state.
 
     Args:
         classifier: which.
-        params: to start from: `vision` and `head`.
+        params: to start from: the tower's and `head`.
         train: to learn from.
         validation: to choose the epoch by.
         config: of the training.
         mode: `attention`, `full`, `lora` or `wise-ft`.
         loss: of a sample.
         num_train: samples in `train`.
-        eval_batch_size: pictures at once on the validation samples.
+        directory: for `metrics.jsonl`, and in `tuning/` checkpoints and the best epoch; this task's alone.
+        eval_batch_size: samples at once on the validation samples.
         seed: of the order, the augmentation and LoRA's first matrices.
         tell: called with each `Epoch`.
 
     Returns:
         The best parameters, LoRA's merged into the tower's, and all epochs.
+
+    Raises:
+        StoppedError: a signal asked for it; the same call continues.
     """
-    mesh = make_mesh(MeshConfig())
+    tower = tower_of(classifier.config)
+    name = config.sharding
+    if name == "auto":
+        name = "fsdp" if config.mesh is not None and config.mesh.fsdp != 1 else "replicated"
+    with located("tune.mesh"):
+        mesh = make_mesh(config.mesh or MeshConfig())
+    with located("tune.sharding"):
+        rules = strategy(name)
+        rules.check(mesh)
     num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     batch_size = -(-config.batch_size // num_shards) * num_shards
     steps_per_epoch = max(round(num_train / batch_size), 1)
@@ -93,94 +129,135 @@ def tune(
         ),
         num_steps=num_steps,
     )
+    axes: dict[str, Any] = {tower: logical_axes(classifier.config)[tower]}
+    # No rule divides heads and low-rank updates: they are small.
+    axes["head"] = {name: ("head_in", "classes")[-value.ndim :] for name, value in params["head"].items()}
     if mode == "lora":
-        params = {**params, "lora": lora_init(params["vision"], jax.random.key(seed), rank=config.lora_rank)}
-    optimizer, axes = _optimizer(config.optimizer, classifier, params, mode)
-    tx = make_optimizer(optimizer, schedule, axes=axes)
-    trained = {name: name != "vision" or mode in ("full", "wise-ft") for name in params}
-    trainable = {name: jax.tree.map(lambda _, on=on: on, params[name]) for name, on in trained.items()}
-
-    merged = functools.partial(_merged, alpha=config.lora_alpha)
+        params = {**params, "lora": lora_init(params[tower], jax.random.key(seed), rank=config.lora_rank)}
+        axes["lora"] = lora_axes(params["lora"])
+    optimizer = _optimizer(config.optimizer, tower, mode)
+    with located("tune.optimizer"):
+        tx = make_optimizer(optimizer, schedule, axes=axes)
+    shapes = jax.eval_shape(lambda: params)
+    abstract = abstract_state(lambda: params, tx, shardings(rules, mesh, axes, shapes), mesh)
+    merged = functools.partial(_merged, tower=tower, alpha=config.lora_alpha)
+    constrain = constraint(rules, mesh)
 
     def apply(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         augment_key, drop_key = jax.random.split(key)
         arrays = {name: value for name, value in batch.items() if name != "target"}
-        if config.augment.changes:
+        if config.augment.changes and tower == "vision":
             size = classifier.config.preprocess.size
             shape = (size, size) if isinstance(size, int) else size
             arrays["image"] = augment(arrays["image"], augment_key, config.augment, size=shape)
-        return classifier.logits(merged(params), arrays, drop_key)
+        with constrain_activations(constrain):
+            return classifier.logits(merged(params), arrays, drop_key)
 
-    step = make_step(classification_loss(apply, loss), tx, seed=seed, trainable=trainable, learning_rate=schedule)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    # The step consumes its state: the caller's arrays are copied first.
-    params = jax.device_put(jax.tree.map(np.asarray, params), replicated)
-    state = TrainState(step=jax.device_put(jnp.int32(0), replicated), params=params, opt_state=jax.jit(tx.init)(params))
-    epochs: list[Epoch] = []
-    best: dict[str, Any] = {}
-    losses = _LastLoss()
-
-    def measure(done: int, state: TrainState) -> None:
-        tuned = jax.tree.map(np.asarray, merged(state.params))
-        verdict = judge(classifier, tuned, validation, batch_size=eval_batch_size)
-        epoch = Epoch(done // steps_per_epoch, losses.value, verdict_metrics(classifier, verdict))
-        if not epochs or choice(epoch.metrics) > max(choice(other.metrics) for other in epochs):
-            best.update(tuned)
-        epochs.append(epoch)
-        tell(epoch)
-
-    source_size = config.augment.source_size
-    options = {"shuffle": True, "num_epochs": None, "seed": seed}
-    if source_size is not None:
-        options["image_size"] = source_size
-    data = data_config(classifier.config, tokenizer=None)
-    with train.pipeline(data, batch_size=batch_size, **options) as pipeline:
-        fit(
-            state,
-            step,
-            _batches(pipeline, train, mesh),
-            num_steps=num_steps,
-            log=losses,
-            events=[Event(measure, every_steps=steps_per_epoch)],
+    step = make_step(
+        classification_loss(apply, loss),
+        tx,
+        seed=seed,
+        trainable=ParameterOptions(optimizer, axes).trainable(shapes),
+        learning_rate=schedule,
+        abstract=abstract,
+    )
+    saved, best = directory / "tuning" / "checkpoints", directory / "tuning" / "best"
+    with contextlib.ExitStack() as resources:
+        reader = resources.enter_context(
+            train.read(classifier.config, batch_size=batch_size, seed=seed, image_size=config.augment.source_size)
         )
-    return best, epochs
+        checkpoints = resources.enter_context(Checkpoints(saved, keep=config.checkpoint.keep))
+        epochs: list[Epoch] = []
+        first_step = 0
+        if checkpoints.latest_step() is None:
+            # The step consumes its state: the caller's arrays are copied first.
+            state = state_from_params(jax.tree.map(np.array, params), tx, abstract)
+        else:
+            with located("output_dir"):
+                restored = checkpoints.restore(abstract)
+            state, first_step = restored.state, restored.step
+            with located("train"):
+                reader.seek(restored.cursor["samples"])
+            epochs += [Epoch(**epoch) for epoch in restored.cursor["epochs"]]
+        last = _LastLoss()
+        log = MetricsLog(
+            [Jsonl(directory / "metrics.jsonl", first_step=first_step), last],
+            global_batch_size=batch_size,
+            first_step=first_step,
+        )
+        resources.callback(log.close)
+
+        def measure(done: int, state: TrainState) -> None:
+            tuned = jax.tree.map(np.asarray, merged(state.params))
+            verdict = judge(classifier, tuned, validation, batch_size=eval_batch_size)
+            log.flush()
+            epoch = Epoch(done // steps_per_epoch, last.value, verdict_metrics(classifier, verdict))
+            log.add({f"validation/{name}": value for name, value in epoch.metrics.items()})
+            if not epochs or choice(epoch.metrics) > max(choice(other.metrics) for other in epochs):
+                classifier.save(best, tuned, format="clip-jax")
+            epochs.append(epoch)
+            tell(epoch)
+
+        def save(done: int, state: TrainState) -> None:
+            log.flush()
+            cursor = {"samples": reader.cursor(), "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
+            checkpoints.save(done, state, cursor)
+
+        minutes = config.checkpoint.every_minutes
+        events = [
+            Event(measure, every_steps=steps_per_epoch),
+            Event(save, every_steps=config.checkpoint.every_steps, every_seconds=60 * minutes if minutes else None),
+        ]
+        with Stop() as stop:
+            state, done = fit(
+                state,
+                step,
+                _batches(reader, mesh),
+                num_steps=num_steps,
+                first_step=first_step,
+                log=log,
+                events=events,
+                stop=stop,
+            )
+        if stop.signal is not None and done < num_steps:
+            save(done, state)
+            raise StoppedError(stop.signal, done)
+    return load_classifier(best)[1], epochs
+
+
+def forget_checkpoints(directory: Path) -> None:
+    """Delete what `tune` kept to continue from: the task is done."""
+    shutil.rmtree(directory / "tuning", ignore_errors=True)
 
 
 class _LastLoss:
-    """A log that remembers the last loss alone, and reads it when training waits anyway."""
+    """A sink that remembers the last loss alone."""
 
-    def __init__(self) -> None:
-        self._loss: Any = float("nan")
+    value = float("nan")
 
-    @property
-    def value(self) -> float:
-        return float(self._loss)
+    def write(self, row: Row) -> None:
+        """Take a row."""
+        self.value = row.get("loss", self.value)
 
-    def push(self, step: int, metrics: dict[str, jax.Array], *, started: float, data_seconds: float) -> None:
-        self._loss = metrics["loss"]
-
-    def settle(self) -> None:
-        jax.block_until_ready(self._loss)
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
-def _merged(params: Any, *, alpha: float) -> dict[str, Any]:
-    vision = lora_merge(params["vision"], params["lora"], alpha=alpha) if "lora" in params else params["vision"]
-    return {"vision": vision, "head": params["head"]}
+def _merged(params: Any, *, tower: str, alpha: float) -> dict[str, Any]:
+    weights = lora_merge(params[tower], params["lora"], alpha=alpha) if "lora" in params else params[tower]
+    return {tower: weights, "head": params["head"]}
 
 
-def _optimizer(
-    optimizer: AdamWConfig, classifier: Classifier, params: Any, mode: Mode
-) -> tuple[AdamWConfig, dict[str, Any] | None]:
-    """The optimizer with the mode's freezing or layer decay, and the axes' names that it needs for that."""
+def _optimizer(optimizer: AdamWConfig, tower: str, mode: Mode) -> AdamWConfig:
+    """The optimizer with the mode's freezing or layer decay."""
     if mode in ("attention", "lora"):
-        frozen = ParametersConfig(match="vision", frozen=True)
-        return dataclasses.replace(optimizer, layer_decay=None, parameters=(*optimizer.parameters, frozen)), None
-    decay = _LAYER_DECAY if optimizer.layer_decay is None else optimizer.layer_decay
-    head = {name: ("embed", "classes")[-value.ndim :] for name, value in params["head"].items()}
-    axes = {"vision": logical_axes(classifier.config)["vision"], "head": head}
-    return dataclasses.replace(optimizer, layer_decay=decay), axes
+        frozen = ParametersConfig(match=tower, frozen=True)
+        return dataclasses.replace(optimizer, layer_decay=None, parameters=(*optimizer.parameters, frozen))
+    return dataclasses.replace(
+        optimizer, layer_decay=_LAYER_DECAY if optimizer.layer_decay is None else optimizer.layer_decay
+    )
 
 
-def _batches(pipeline: Pipeline, samples: Samples, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    for batch in pipeline:
-        yield to_global({**image_arrays(batch), "target": samples.targets(batch)}, mesh)
+def _batches(reader: Reader, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    for rows in reader:
+        yield to_global({**rows.arrays, "target": rows.targets}, mesh)

@@ -13,16 +13,17 @@ from clip_sharding import MeshConfig, make_mesh
 from clip_train.evaluate import Encoders, EvaluationConfig, Prompts, class_embeds, read_prompts
 from clip_train.inputs import data_config
 
-_PLAIN = ("a photo of a {c}.",)
 
-
-def find_prompts(classnames: tuple[str, ...], templates: Any, source: SourceConfig) -> Prompts:
+def find_prompts(
+    classnames: tuple[str, ...], templates: Any, source: SourceConfig, *, plain: str = "a photo of a {c}."
+) -> Prompts:
     """The class names with the templates that are given, that lie beside the shards, or a plain one.
 
     Args:
         classnames: in label order.
         templates: as in an evaluation; `None` looks beside the shards.
         source: the labelled samples.
+        plain: the plain one.
 
     Raises:
         ValueError: the templates cannot be read, or do not belong to the classes.
@@ -33,14 +34,14 @@ def find_prompts(classnames: tuple[str, ...], templates: Any, source: SourceConf
     except ValueError:
         if templates is not None:
             raise
-        return Prompts(classnames, _PLAIN)
+        return Prompts(classnames, (plain,))
 
 
 def zero_shot_head(config: ClipConfig, params: Any, prompts: Prompts, *, multi_label: bool) -> dict[str, np.ndarray]:
     """The head that compares embeddings with the classes in words, at the model's scale.
 
     Args:
-        config: the model, with both towers.
+        config: the model, with a text tower and the one that classifies.
         params: its parameters.
         prompts: class names and sentences.
         multi_label: whether its bias counts: it does for several labels, whose probabilities are sigmoids.
@@ -59,6 +60,7 @@ def zero_shot_head(config: ClipConfig, params: Any, prompts: Prompts, *, multi_l
     classes = class_embeds(encoders, params, prompts, tokenizer)
     bias = float(params.get("logit_bias", 0.0)) if multi_label else 0.0
     return {
-        "kernel": classes.T * np.exp(np.float32(params["logit_scale"])),
+        # A tower alone has no scale of its own: the one that its kind begins with.
+        "kernel": classes.T * np.exp(np.float32(params.get("logit_scale", config.logit_scale_init))),
         "bias": np.full(len(classes), bias, np.float32),
     }
