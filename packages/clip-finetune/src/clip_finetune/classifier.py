@@ -93,7 +93,7 @@ class Classifier:
             transformers' class, or why there is none.
         """
         tower = tower_of(self.config)
-        reason = self._why_not()
+        reason = self.why_not_transformers()
         if format == "auto" and reason is None:
             arrays = {"vision": params["vision"], "head": params["head"]}
             return write_classifier(directory, self.config, arrays, self.classnames, multi_label=self.multi_label)
@@ -104,7 +104,8 @@ class Classifier:
         write_json(directory / _ABOUT, {**about, "multi_label": self.multi_label})
         return reason or "our own format was asked for"
 
-    def _why_not(self) -> str | None:
+    def why_not_transformers(self) -> str | None:
+        """What keeps it from being a classifier of transformers; `None`: nothing."""
         if tower_of(self.config) == "text":
             return "transformers has no class that classifies texts on CLIP's or SigLIP's tower"
         if self.features != "mean":
