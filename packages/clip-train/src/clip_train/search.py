@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from clip_models import encode_image, preprocess_images
 from clip_train.config_file import ConfigError, parse_config
 from clip_train.embed import Row, read_index, read_shards
 from clip_train.open_model import OpenModel, open_model
+from clip_train.page import write_template
 from clip_train.thumbnail import data_url
 
 _THUMBNAIL = 224
@@ -86,15 +86,11 @@ def write_page(directory: Path, query: str, hits: Sequence[Hit], to: Path) -> No
         hits: for it.
         to: the page.
     """
-    import jinja2
-
     source = parse_config(SourceConfig, read_index(directory)["source"])
     pictures = [_thumbnail(source, hit.row) for hit in hits]
-    template = importlib.resources.files("clip_train").joinpath("templates/search.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
     asked = data_url(decode_image(Path(query).read_bytes()), side=_THUMBNAIL) if Path(query).is_file() else None
-    html = page.render(query=query, asked=asked, hits=list(zip(hits, pictures, strict=True)), directory=str(directory))
-    to.write_text(html, encoding="utf-8")
+    found = list(zip(hits, pictures, strict=True))
+    write_template(to, "clip_train", "search.html", query=query, asked=asked, hits=found, directory=str(directory))
 
 
 def _thumbnail(source: SourceConfig, row: Row) -> str | None:
