@@ -177,7 +177,10 @@ def test_a_foreign_directory_is_refused(squares, tmp_path, capsys):
     [
         ("data.tokeniser=x", "data.tokeniser: unknown key. Did you mean 'tokenizer'?"),
         ("loss.kind=softmax", "loss: this model has a logit bias"),
-        ("output_dir=gs://bucket/run", "output_dir is a directory in the file system; got 'gs://bucket/run'"),
+        (
+            "output_dir=ftp://host/run",
+            "output_dir is a directory: a path in the file system, gs:// or s3://; got 'ftp://host/run'",
+        ),
         ("global_batch_size=12", "global_batch_size: must divide over 8 devices; got 12. The nearest that does is 8"),
         ("microbatch_size=5", "microbatch_size divides global_batch_size; got 5 and 16. The nearest that does is 4"),
         ("train_samples=3", "train_samples: 3 samples make no batch of 16"),

@@ -114,7 +114,7 @@ def test_wandb_keeps_one_run_through_a_restart_in_another_place(tmp_path, monkey
     for directory in (here, there):
         if directory is there:
             here.rename(there)
-        sink = Wandb(directory, project="test", config={"seed": 0})
+        sink = Wandb(directory, name="run", project="test", config={"seed": 0})
         sink.write({"step": 1, "loss": 0.5})
         sink.write({"step": 1, "digits/acc1": 0.25})
         sink.close()

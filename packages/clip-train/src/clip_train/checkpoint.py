@@ -7,14 +7,18 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from clip_data.buckets import REMOTE
 from clip_sharding import exchange
+from clip_train.bucket_steps import BucketSteps
 from clip_train.fingerprint import fingerprints
+from clip_train.room import Room
 from clip_train.state import TrainState, merge, select
 
 
@@ -61,6 +65,14 @@ class Checkpoints:
     A checkpoint appears whole or not at all: it is written beside its final name and renamed. Writing goes on in the
     background while training does. Several processes each write and read their own parts: the directory is one that all
     see, and all call the same methods.
+
+    In a bucket, `gs://` or `s3://`, a checkpoint counts once all its files are there. It is written to this machine's
+    disk first, to `TMPDIR`, which needs room for two.
+
+    Args:
+        directory: a local path, `gs://` or `s3://`.
+        keep: how many of the newest stay.
+        say: told of a checkpoint that could not be written, when the next is due; without it that is an error.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 3, say: Callable[[str], None] | None = None) -> None:
@@ -71,8 +83,20 @@ class Checkpoints:
         self._args = ocp.args
         self._say = say
         self._under_way: int | None = None
+        self._place, self._keep = str(directory), keep
+        self._bucket: BucketSteps | None = None
+        self._background = ThreadPoolExecutor(1, "clip-train-upload")
+        self._sent: Future[None] | None = None
+        local = Path(directory).absolute()
+        if self._place.startswith(REMOTE):
+            self._bucket = BucketSteps(
+                self._place, process_index=jax.process_index(), process_count=jax.process_count()
+            )
+            self._in_bucket = set(self._bucket.whole())
+            self._room = Room(self._place)
+            local, keep = self._room.path, 1
         self._manager = ocp.CheckpointManager(
-            Path(directory).absolute(),
+            local,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
@@ -84,9 +108,14 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, or `None`."""
-        return self._manager.latest_step()
+        return max(self._all_steps(), default=None)
 
-    def save(self, step: int, state: TrainState, cursor: dict[str, Any]) -> None:
+    def _all_steps(self) -> set[int]:
+        return set(self._manager.all_steps()) if self._bucket is None else self._in_bucket
+
+    def save(
+        self, step: int, state: TrainState, cursor: dict[str, Any], *, before: Callable[[], None] = lambda: None
+    ) -> None:
         """Start writing the state after `step` updates; returns once the state may be donated.
 
         Where the one before could not be written, that is said, if somebody listens, and this one is tried.
@@ -95,11 +124,12 @@ class Checkpoints:
             step: updates made; a step that is already saved is left as it is.
             state: what to save.
             cursor: the position in the data after the batch of update `step`, as JSON values.
+            before: in a bucket, called in the background before the checkpoint counts.
 
         Raises:
             OSError: the one before, or this one, could not be written.
         """
-        if step in self._manager.all_steps():
+        if step in self._all_steps():
             return
         try:
             self.wait()
@@ -123,12 +153,24 @@ class Checkpoints:
         self._under_way = step
         with self._explained():
             self._manager.save(step, args=items)
+        if self._bucket is not None:
+            self._sent = self._background.submit(self._send, self._bucket, step, before)
+
+    def _send(self, bucket: BucketSteps, step: int, before: Callable[[], None]) -> None:
+        self._manager.wait_until_finished()
+        before()
+        folder = self._room.path / str(step)
+        files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        bucket.put(step, folder, files)
+        self._in_bucket.add(step)
+        if jax.process_index() == 0:
+            bucket.prune(self._keep)
 
     def restore(self, abstract: TrainState) -> Restored:
         """The newest checkpoint that can be read, each array in its sharding.
 
-        Newer ones, which a fault of the disk has torn, are moved to `torn/` beside the directory: the run will come by
-        their steps again.
+        Newer ones, which a fault of the disk has torn, are moved to `torn/` beside the directory, or count no longer in
+        a bucket: the run will come by their steps again.
 
         Args:
             abstract: shapes, dtypes and shardings, from `abstract_state`.
@@ -144,7 +186,7 @@ class Checkpoints:
             progress=self._args.JsonRestore(),
         )
         step, restored, torn = self._newest(items)
-        self._put_aside(torn)
+        self._put_aside(torn, step)
         count = np.asarray(step, abstract.step.dtype)
         placed = jax.make_array_from_callback((), abstract.step.sharding, lambda _: count)
         state = TrainState(
@@ -175,48 +217,71 @@ class Checkpoints:
         """The newest step that all processes can read, what it holds, and the newer steps."""
         first_error: Exception | None = None
         torn: list[int] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(self._all_steps(), reverse=True):
             restored, is_whole = None, False
             try:
-                restored = self._manager.restore(step, args=items)
-                _check(restored)
+                restored = self._read(step, items)
                 is_whole = True
-            except Exception as error:  # a torn file may make its reader say anything
+            except ValueError as error:
                 first_error = first_error or error
             if all(exchange(is_whole)):
                 return step, restored, tuple(torn)
             torn.append(step)
         if not torn:
-            raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
+            raise FileNotFoundError(f"no checkpoint in {self._place}")
         message = str(first_error).strip().split("\n")[0]
         raise ValueError(
-            f"no checkpoint in {self._manager.directory} fits this run and can be read; of step {torn[0]}: {message}"
+            f"no checkpoint in {self._place} fits this run and can be read; of step {torn[0]}: {message}"
         ) from first_error
 
-    def _put_aside(self, steps: tuple[int, ...]) -> None:
+    def _read(self, step: int, items: Any) -> Any:
+        """What a step holds; ValueError: it is torn; OSError: its bucket cannot be read, which says nothing of it."""
+        folder = Path(self._manager.directory) / str(step)
+        if self._bucket is not None and not folder.exists():
+            self._bucket.get(step, beside := folder.with_suffix(".partial"))
+            beside.rename(folder)
+            self._manager.reload()
+        try:
+            restored = self._manager.restore(step, args=items)
+            _check(restored)
+        except Exception as error:  # a torn file may make its reader say anything
+            raise ValueError(str(error)) from error
+        return restored
+
+    def _put_aside(self, steps: tuple[int, ...], newest: int) -> None:
         directory = Path(self._manager.directory)
-        if jax.process_index() == 0:
-            for step in steps:
+        if self._bucket is not None:
+            self._in_bucket.difference_update(steps)
+        if self._bucket is not None and jax.process_index() == 0:
+            self._bucket.forget_after(newest)
+        for step in steps:
+            if (folder := directory / str(step)).exists() and (self._bucket is not None or jax.process_index() == 0):
                 aside = directory.parent / "torn" / f"{step}-{time.time_ns()}"
                 aside.parent.mkdir(exist_ok=True)
-                (directory / str(step)).rename(aside)
+                folder.rename(aside)
         if steps:
             exchange(None)
             self._manager.reload()
 
     def wait(self) -> None:
-        """Return once all that was started is on disk.
+        """Return once all that was started is on disk, or in the bucket.
 
         Raises:
             OSError: it could not be written.
         """
         with self._explained():
+            if self._sent is not None:
+                sent, self._sent = self._sent, None
+                sent.result()
             self._manager.wait_until_finished()
         self._under_way = None
 
     def close(self) -> None:
         """Wait, then release the directory."""
+        self._background.shutdown()
         self._manager.close()
+        if self._bucket is not None:
+            self._room.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -235,7 +300,7 @@ class Checkpoints:
             step, self._under_way = self._under_way, None
             message = str(error).strip().split("\n")[0]
             raise OSError(
-                f"The checkpoint of step {step} could not be written to {self._manager.directory}: {message}. "
+                f"The checkpoint of step {step} could not be written to {self._place}: {message}. "
                 "Those before it are whole."
             ) from error
 

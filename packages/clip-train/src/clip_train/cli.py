@@ -84,8 +84,10 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-processes", type=int, metavar="N", help="of the run")
 
 
-def config_path(given: str) -> Path:
+def config_path(given: str) -> str | Path:
     """The config file that a path stands for: itself, or a run's own."""
+    if "://" in given:
+        return given if given.endswith(".json") else f"{given.rstrip('/')}/config.json"
     path = Path(given)
     return path / "config.json" if path.is_dir() else path
 

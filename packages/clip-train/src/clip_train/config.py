@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from clip_data import SourceConfig
+from clip_data.buckets import REMOTE
 from clip_models import ClipConfig
 from clip_models.config import Interpolation, Padding, Remat, ResizeMode
 from clip_sharding import MeshConfig, PartitionConfig
@@ -159,7 +160,7 @@ class TrainConfig:
     """A whole run.
 
     Attributes:
-        output_dir: where all that the run writes goes.
+        output_dir: where all that the run writes goes: a local path, `gs://` or `s3://`.
         model: which.
         data: what it learns from.
         global_batch_size: pairs in an update, over all devices: what the loss sees.
@@ -207,10 +208,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what is no directory, batches that do not divide, no sample, and two evaluations of one name."""
-        if "://" in self.output_dir:
+        if "://" in self.output_dir and not self.output_dir.startswith(REMOTE):
             raise ValueError(
-                f"output_dir is a directory in the file system; got {self.output_dir!r}. Mount the bucket (gcsfuse, "
-                "s3fs) and give a directory in it"
+                f"output_dir is a directory: a path in the file system, {' or '.join(REMOTE)}; got {self.output_dir!r}"
             )
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size is at least 1; got {self.global_batch_size}")

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from clip_data import DataError
+from clip_data.buckets import REMOTE, read_object
 
 T = TypeVar("T")
 
@@ -45,17 +46,17 @@ def read_config(cls: type[T], file: str | Path, overrides: Sequence[str] = ()) -
 
     Args:
         cls: a frozen dataclass, with `STRICT` as its `__pydantic_config__`.
-        file: JSON, with `//` comments if wanted. Relative paths in it are relative to the file.
+        file: JSON, with `//` comments if wanted; a path, `gs://` or `s3://`. Relative paths in a local one are relative
+            to the file.
         overrides: `"optimizer.learning_rate=1e-3"`: a dotted path (list items by number), `=`, and JSON or a bare
             string. Relative paths in them are relative to the working directory.
 
     Raises:
         ConfigError: with one line per fault.
     """
-    file = Path(file).expanduser()
     tree = read_json(file)
     tree.pop("$schema", None)
-    tree = _rebase(tree, file.resolve().parent)
+    tree = _rebase(tree, Path.cwd() if _in_bucket(file) else Path(file).expanduser().resolve().parent)
     for override in overrides:
         set_field(tree, override)
     return parse_config(cls, tree)
@@ -110,16 +111,20 @@ def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(cls)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: str | Path) -> dict[str, Any]:
     """A JSON object from a file, in which `//` comments may stand.
+
+    Args:
+        file: a path, `gs://` or `s3://`.
 
     Raises:
         ConfigError: the file cannot be read, or holds none.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        data = read_object(str(file)) if _in_bucket(file) else Path(file).expanduser().read_bytes()
+        text = bytes(data).decode("utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read the config {file}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the config {file}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not a JSON text in UTF-8") from None
     # Comments become spaces, so that the line and column of an error stay true.
@@ -132,6 +137,10 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: a config is a JSON object {{...}}; got {type(tree).__name__}")
     return tree
+
+
+def _in_bucket(file: str | Path) -> bool:
+    return str(file).startswith(REMOTE)
 
 
 def set_field(tree: dict[str, Any], override: str) -> None:

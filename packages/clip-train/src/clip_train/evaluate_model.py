@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clip_data.buckets import REMOTE
 from clip_train.config_file import (
     STRICT,
     ConfigError,
@@ -49,6 +50,8 @@ class EvaluateConfig:
 
 def trains(given: str) -> bool:
     """Whether what `clip-train eval` is given is a run or its config, and no model that is trained elsewhere."""
+    if given.startswith(REMOTE):
+        return is_run(given)
     path = Path(given).expanduser()
     if path.is_dir():
         return is_run(path) or (path / "checkpoints").is_dir()

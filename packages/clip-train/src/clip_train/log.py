@@ -235,12 +235,13 @@ class Wandb:
     """A run at Weights & Biases; `WANDB_MODE=offline` keeps it on this machine.
 
     Args:
-        directory: the run's output directory; the id is kept there, so that a resumed run stays one wherever it is moved.
+        directory: the run's output directory; the id is kept there, so that a resumed run stays one, moved or not.
+        name: of the run.
         project: the project's name.
         config: the resolved config, shown with the run.
     """
 
-    def __init__(self, directory: Path, *, project: str, config: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, *, name: str, project: str, config: dict[str, Any]) -> None:
         import wandb
 
         kept = directory / "wandb" / "run_id"
@@ -249,7 +250,7 @@ class Wandb:
             kept.write_text(uuid.uuid4().hex[:12])
         self._run = wandb.init(
             project=project,
-            name=directory.name,
+            name=name,
             id=kept.read_text(),
             resume="allow",
             dir=str(directory),

@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Collection
+import tempfile
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from clip_data.buckets import REMOTE, delete_object, list_below, read_object, write_object
 from clip_sharding import exchange
 from clip_train.config_file import ConfigError
-from clip_train.processes import AgreedError
+from clip_train.processes import AgreedError, is_first
+from clip_train.room import Room
 
 # What may differ between two starts of one run: it changes nothing that the run has computed.
 _HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "guard", "train_samples", "data.num_threads"})
+# Files in folders that a run that is continued reads.
+_CONTINUED = frozenset({"wandb/run_id"})
 _PACKAGES = ("clip-losses", "clip-models", "clip-sharding", "clip-data", "clip-train", "jax", "jaxlib", "flax", "optax")
 
 
-@dataclasses.dataclass(frozen=True)
 class Output:
     """The files of one run.
 
+    Those of a run in a bucket are kept on this machine too, where they are read and written: what is there when the
+    run is opened is fetched, and what has changed since is sent by `publish`. Nothing is ever appended to an object.
+
+    Args:
+        directory: a local path, `gs://` or `s3://`.
+
     Attributes:
-        root: the directory.
+        address: the directory, as it was given.
+        root: the directory on this machine.
+
+    Raises:
+        OSError: the bucket cannot be read, or there is none.
     """
 
-    root: Path
+    def __init__(self, directory: str | Path) -> None:
+        self.address = str(directory).rstrip("/")
+        self._room = Room(self.address) if self.in_bucket else None
+        self.root = self._room.path if self._room else Path(directory)
+        self._sent: dict[str, tuple[int, int]] = {}
+        if self.in_bucket:
+            there = list_below(self.address)
+            self._fetch(name for name in (self.config.name, self.results.name) if name in there)
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether it is one."""
+        return self.address.startswith(REMOTE)
+
+    @property
+    def title(self) -> str:
+        """The directory's own name."""
+        return self.address.rpartition("/")[2]
 
     @property
     def config(self) -> Path:
@@ -65,9 +96,19 @@ class Output:
         return self.root / "profile"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> str:
         """Where checkpoints go."""
-        return self.root / "checkpoints"
+        return f"{self.address}/checkpoints"
+
+    def has_checkpoints(self) -> bool:
+        """Whether there is a place for them already."""
+        if self.in_bucket:
+            return bool(list_below(self.checkpoints))
+        return Path(self.checkpoints).is_dir()
+
+    def name(self, path: Path) -> str:
+        """What a file of the run is called where the run is."""
+        return f"{self.address}/{path.relative_to(self.root)}"
 
     def claim(self, config: dict[str, Any]) -> bool:
         """Make sure that the directory is empty or this run's.
@@ -81,20 +122,20 @@ class Output:
         Raises:
             ConfigError: it holds something else; the message says what and the ways out.
         """
-        if self.root.exists() and not self.root.is_dir():
+        if not self.in_bucket and self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"output_dir: {self.root} is a file; give a directory")
         # A file that ends so was never finished: a first start was cut off while writing it.
-        if not self.root.exists() or all(path.suffix == ".new" for path in self.root.iterdir()):
+        if all(name.endswith(".new") for name in self._names()):
             return False
         if not self.config.exists():
             raise ConfigError(
-                f"output_dir: {self.root} is not empty and holds no run of ours; "
+                f"output_dir: {self.address} is not empty and holds no run of ours; "
                 "give an empty or new directory: --set output_dir=DIR"
             )
         before = json.loads(self.config.read_text())
         if changes := differences(before, config):
             raise ConfigError(
-                f"output_dir: {self.root} holds another run; its config differs:\n"
+                f"output_dir: {self.address} holds another run; its config differs:\n"
                 + "\n".join(f"  {path}: {old} there, {new} here" for path, old, new in changes)
                 + "\nGive another directory (--set output_dir=DIR), or undo the change to continue that run"
             )
@@ -112,9 +153,9 @@ class Output:
         Raises:
             ConfigError: it does not.
         """
-        if not self.config.exists():
+        if self.config.name not in self._names():
             raise ConfigError(
-                f"output_dir: {self.root} must be a directory that all processes see, such as one on a network file "
+                f"output_dir: {self.address} must be a directory that all processes see, such as one on a network file "
                 "system; what the first process wrote there is not here"
             )
 
@@ -122,8 +163,59 @@ class Output:
         """Write the resolved config and the environment; what was finished before is no longer."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.results.unlink(missing_ok=True)
+        if self.in_bucket:
+            delete_object(self.name(self.results))
+            self._fetch(name for name in list_below(self.address) if "/" not in name or name in _CONTINUED)
         write_json(self.config, config)
         write_json(self.environment, environment())
+        self.publish()
+
+    def publish(self) -> None:
+        """Send what has changed to the bucket, if the run is in one; of several processes the first does.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.changes()()
+
+    def changes(self) -> Callable[[], None]:
+        """Keep what has changed as it is now, and give what sends it: that may be called while the run goes on."""
+        if not self.in_bucket or not is_first():
+            return lambda: None
+        files = [path for path in self.root.rglob("*") if path.is_file() and not path.is_symlink()]
+        found = {str(path.relative_to(self.root)): path for path in files if path.suffix != ".new"}
+        marks = {name: (path.stat().st_mtime_ns, path.stat().st_size) for name, path in found.items()}
+        # The results come last: their presence says that the run is finished.
+        changed = sorted((name for name in found if self._sent.get(name) != marks[name]), key=self._is_results)
+        kept = Path(tempfile.mkdtemp(dir=self.root.parent))
+        for name in changed:
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found[name], kept / name)
+
+        def send() -> None:
+            try:
+                for name in changed:
+                    write_object(f"{self.address}/{name}", kept / name)
+                    self._sent[name] = marks[name]
+            finally:
+                shutil.rmtree(kept)
+
+        return send
+
+    def _is_results(self, name: str) -> bool:
+        return name == self.results.name
+
+    def _names(self) -> list[str]:
+        if self.in_bucket:
+            return list(list_below(self.address))
+        return [path.name for path in self.root.iterdir()] if self.root.exists() else []
+
+    def _fetch(self, names: Iterable[str]) -> None:
+        for name in names:
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read_object(self.name(path)))
+            self._sent[name] = (path.stat().st_mtime_ns, path.stat().st_size)
 
 
 def check_alike(config: dict[str, Any]) -> None:

@@ -62,14 +62,15 @@ def run(
     console = make_console()
     with together():
         config, origin = resolve(config)
-        output = Output(Path(config.output_dir))
         resolved = config_to_json(config)
-        finished = is_first() and output.claim(resolved) and output.is_finished(resolved)
+        with located("output_dir"):
+            output = Output(config.output_dir)
+            finished = is_first() and output.claim(resolved) and output.is_finished(resolved)
     check_alike(resolved)
     if exchange(finished)[0]:
         console.print(
-            f"This run is finished: {output.results}, {output.report}. To train on, raise train_samples; to train "
-            "again, set another output_dir."
+            f"This run is finished: {output.name(output.results)}, {output.name(output.report)}. To train on, raise "
+            "train_samples; to train again, set another output_dir."
         )
         return 0
 
@@ -87,14 +88,15 @@ def run(
         return 0
 
     started = time.monotonic()
-    with together():
+    with together(), located("output_dir"):
         if is_first():
             output.write_config(resolved)
-    with together():
+    with together(), located("output_dir"):
         output.check_shared()
     with contextlib.ExitStack() as resources:
         pipeline = resources.enter_context(setup.pipeline)
         say = functools.partial(warn, console)
+        resources.enter_context(published(output, say))
         checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep, say=say))
         state, first_step = start(setup, checkpoints, pipeline, console)
         watch = make_watch(setup, output, console)
@@ -117,7 +119,7 @@ def run(
         def save(step: int, state: TrainState) -> None:
             # A crash after the checkpoint must find the rows of all its steps.
             log.flush()
-            checkpoints.save(step, state, pipeline.cursor())
+            checkpoints.save(step, state, pipeline.cursor(), before=output.changes())
 
         if first_step == 0:
             for evaluation in config.evaluation:
@@ -165,13 +167,9 @@ def run(
         finish(setup, output, results, facts, resolved, skipped, seconds=time.monotonic() - started)
     console.print()
     show_metrics(console, results)
-    paths = [
-        ("report", output.report),
-        ("results", output.results),
-        ("metrics", output.metrics),
-        ("checkpoints", output.checkpoints),
-    ]
-    show_facts(console, "Finished", [(name, str(path)) for name, path in paths])
+    paths = [("report", output.report), ("results", output.results), ("metrics", output.metrics)]
+    facts = [(name, output.name(path)) for name, path in paths]
+    show_facts(console, "Finished", [*facts, ("checkpoints", output.checkpoints)])
     return 0
 
 
@@ -191,16 +189,18 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
     console = make_console()
     with together():
         config, origin = resolve(config)
-        output = Output(Path(config.output_dir))
         if not config.evaluation:
             raise ConfigError("evaluation: the config lists none; add one")
-        if not output.checkpoints.is_dir():
-            raise ConfigError(f"output_dir: {output.root} holds no checkpoint; train first: clip-train run CONFIG")
+        with located("output_dir"):
+            output = Output(config.output_dir)
+            has_checkpoints = output.has_checkpoints()
+        if not has_checkpoints:
+            raise ConfigError(f"output_dir: {output.address} holds no checkpoint; train first: clip-train run CONFIG")
         setup = prepare(config, origin)
     setup.pipeline.close()
     with located("output_dir"), Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
         step, params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
-    show_facts(console, "clip-train eval", [("run", str(output.root)), ("step", f"{step} of {setup.num_steps}")])
+    show_facts(console, "clip-train eval", [("run", output.address), ("step", f"{step} of {setup.num_steps}")])
     encoders = Encoders(setup.model, setup.mesh)
     results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
     show_metrics(console, results)
@@ -218,7 +218,7 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
             pipeline.seek(restored.cursor)
         if restored.torn:
             torn = ", ".join(map(str, restored.torn))
-            warn(console, f"The checkpoint of step {torn} is torn: it cannot be read, and was moved to torn/.")
+            warn(console, f"The checkpoint of step {torn} is torn: it cannot be read, and was put aside.")
         console.print(f"Continuing from the checkpoint of step {restored.step}.")
         return restored.state, restored.step
     if setup.origin.load is not None:
@@ -268,7 +268,7 @@ def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, 
         if "tensorboard" in log.to:
             sinks.append(TensorBoard(output.root / "tensorboard", first_step=first_step))
         if "wandb" in log.to:
-            sinks.append(Wandb(output.root, project=log.project, config=resolved))
+            sinks.append(Wandb(output.root, name=output.title, project=log.project, config=resolved))
     except ImportError as error:
         raise ConfigError(
             f"log.to: {error.name} is not installed; install clip-train[tensorboard] or clip-train[wandb]"
@@ -315,6 +315,18 @@ def make_watch(setup: Setup, output: Output, console: Console) -> Watch:
     )
 
 
+@contextlib.contextmanager
+def published(output: Output, say: Callable[[str], None]) -> Iterator[None]:
+    """At the end, whatever ends it, send what the run wrote to its bucket, if it is in one."""
+    try:
+        yield
+    finally:
+        try:
+            output.publish()
+        except OSError as error:
+            say(f"{error}. The next start writes it again.")
+
+
 def warn(console: Console, message: str) -> None:
     """Print a warning."""
     console.print(f"[yellow]Warning:[/yellow] {escape(message)}")
@@ -357,7 +369,7 @@ def finish(
     facts = [*facts, ("training time", duration(trained))]
     write_report(
         output.report,
-        title=f"clip-train: {output.root.name}",
+        title=f"clip-train: {output.title}",
         facts=facts,
         rows=rows,
         results=results,
@@ -376,6 +388,8 @@ def finish(
             "evaluation": [result_to_json(result, setup) for result in results],
         },
     )
+    with located("output_dir"):
+        output.publish()
 
 
 def _unless_last(

@@ -1,0 +1,194 @@
+"""Runs in buckets, against stores on this machine: the ones that clip-data's tests read from."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from pyarrow import fs
+
+from clip_data.buckets import delete_object, list_below, read_object, write_object
+from clip_sharding import MeshConfig, make_mesh, shardings, strategy
+from clip_train import load_run
+from clip_train.bucket_steps import BucketSteps
+from clip_train.checkpoint import Checkpoints
+from clip_train.cli import main
+from clip_train.log import read_jsonl
+from clip_train.room import Room
+from clip_train.state import abstract_state, create_state
+
+STORES = Path(__file__).parents[2] / "clip-data/tests/faulty_store.py"
+EMULATORS = {"s3": "moto.server", "gs": "gcp_storage_emulator.server"}
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def bucket(request, tmp_path_factory):
+    """An empty bucket's address."""
+    pytest.importorskip(EMULATORS[request.param])
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", STORES, request.param],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    port, direct = process.stdout.readline().split()
+    url = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "x")
+        for name in ("AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"):
+            patch.setenv(name, url)
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
+        if request.param == "s3":
+            store = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{direct}", allow_bucket_creation=True)
+        else:
+            store = fs.GcsFileSystem(
+                endpoint_override=f"127.0.0.1:{port}", scheme="http", anonymous=True, project_id="test"
+            )
+        store.create_dir("bucket")
+        yield f"{request.param}://bucket"
+        assert list(Path(tempfile.gettempdir()).iterdir()) == []  # nothing is left on this machine's disk
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def abstract():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    placed = shardings(strategy("fsdp"), mesh, {"w": ("embed",)}, jax.eval_shape(make))
+    return abstract_state(make, optax.adam(1e-3), placed, mesh)
+
+
+def make():
+    return {"w": jax.random.normal(jax.random.key(0), (512,))}
+
+
+def save(directory, abstract, *steps, say=None, keep=3):
+    with Checkpoints(directory, keep=keep, say=say) as checkpoints:
+        state = create_state(make, optax.adam(1e-3), abstract)
+        for step in steps:
+            state = jax.tree.map(lambda x: x + np.ones((), x.dtype), state)
+            checkpoints.save(step, state, {"batch": step})
+        checkpoints.wait()
+
+
+def restore(directory, abstract):
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(abstract)
+        return restored.step, restored.torn, restored.cursor, np.asarray(restored.state.params["w"])
+
+
+def test_the_newest_steps_are_kept_and_the_newest_whole_one_is_read(bucket, abstract, tmp_path):
+    place = f"{bucket}/checkpoints"
+    save(place, abstract, 10, 20, 30, 40)
+    assert sorted({name.split("/")[0] for name in list_below(place)}) == ["20", "30", "40"]
+    expected = np.asarray(make()["w"]) + 1 + 1 + 1  # one by one: float32 rounds each
+    step, torn, cursor, w = restore(place, abstract)
+    assert (step, torn, cursor) == (40, (), {"batch": 40})
+    np.testing.assert_array_equal(w, expected + 1)
+
+    delete_object(f"{place}/40/whole.0-of-1.json")  # killed while it was written
+    name, size = max(list_below(f"{place}/30").items(), key=lambda item: item[1])
+    (tmp_path / "half").write_bytes(read_object(f"{place}/30/{name}")[: size // 2])
+    write_object(f"{place}/30/{name}", tmp_path / "half")
+    step, torn, cursor, _ = restore(place, abstract)
+    assert (step, torn, cursor) == (20, (30,), {"batch": 20})
+    assert restore(place, abstract)[:2] == (20, ())  # put aside, and told once
+    save(place, abstract, 30)
+    assert restore(place, abstract)[:2] == (30, ())
+
+
+def test_what_several_processes_write_counts_once_all_have(bucket, tmp_path):
+    for i in range(2):
+        (tmp_path / str(i)).write_text("x" * i)
+    place = f"{bucket}/several"
+    writers = [BucketSteps(place, process_index=i, process_count=2) for i in range(2)]
+    writers[1].put(1, tmp_path, ["1"])
+    assert writers[0].whole() == []
+    writers[0].put(1, tmp_path, ["0"])
+    assert writers[0].whole() == [1]
+    assert writers[0].get(1, tmp_path / "got") == 2
+    assert sorted(path.name for path in (tmp_path / "got").iterdir()) == ["0", "1"]
+
+
+def test_a_store_that_fails_tears_nothing(bucket, abstract, monkeypatch):
+    place, told = f"{bucket}/failing", []
+    save(place, abstract, 1)
+
+    def refuse(path, file):
+        raise OSError(f"{path} cannot be written: 503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clip_train.bucket_steps.write_object", refuse)
+        with pytest.raises(OSError, match=f"The checkpoint of step 3 could not be written to {place}"):
+            save(place, abstract, 2, 3, say=told.append)
+    assert "The checkpoint of step 2 could not be written" in told[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("clip_train.bucket_steps.read_object", refuse)
+        with pytest.raises(TypeError), Checkpoints(place) as checkpoints:  # and the checkpoint stays what it is
+            checkpoints.restore(abstract)
+    assert restore(place, abstract)[:2] == (1, ())
+
+
+def test_a_killed_process_leaves_no_room_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = "from clip_train.room import Room; import os; room = Room('gs://a/b'); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", script], env={"TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    first, second = Room("gs://a/b"), Room("gs://a/b")
+    assert len(list(tmp_path.iterdir())) == 2
+    first.close()
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_a_bucket_continues_where_it_was(bucket, squares, tmp_path, capsys, monkeypatch):
+    if bucket.startswith("s3"):
+        pytest.skip("what differs between stores is shown above")
+    place = f"{bucket}/runs/a"
+    changes = ["train_samples=96", "checkpoint.every_steps=2", "evaluation=[]", f"output_dir={place}"]
+    arguments = ["run", str(squares / "config.json"), *(word for change in changes for word in ("--set", change))]
+    send = Checkpoints._send
+
+    def fails(self, steps, step, before):
+        if step > 2:
+            raise OSError("503")
+        send(self, steps, step, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_send", fails)
+        assert main(arguments) == 2
+    assert f"The checkpoint of step 6 could not be written to {place}/checkpoints: 503" in capsys.readouterr().err
+    before = rows_of(place, tmp_path)
+    assert [row["step"] for row in before] == [1, 2, 3, 4, 5, 6]
+
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "Continuing from the checkpoint of step 2." in printed
+    assert f"{place}/report.html" in printed
+    names = {name for name in list_below(place) if not name.startswith("checkpoints/")}
+    assert names == {"config.json", "environment.json", "metrics.jsonl", "results.json", "report.html"}
+    assert [(row["step"], row["loss"]) for row in rows_of(place, tmp_path)] == [
+        (row["step"], row["loss"]) for row in before
+    ]
+    assert load_run(place)[0].text.max_length == 6
+
+    assert main(["run", place]) == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert main(["run", place, "--set", "seed=1"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert main(["run", place, "--set", "output_dir=gs://nowhere/run"]) == 2
+    assert "output_dir: there is no bucket nowhere" in capsys.readouterr().err
+
+
+def rows_of(place, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(read_object(f"{place}/metrics.jsonl"))
+    return read_jsonl(tmp_path / "metrics.jsonl")
