@@ -137,18 +137,24 @@ def _parser() -> argparse.ArgumentParser:
     add_process_arguments(evaluate)
     evaluate.set_defaults(action=_eval)
 
-    export = verbs.add_parser(
-        "export", help="write a run's model as a directory that clip_models.load_pretrained opens"
-    )
+    export = verbs.add_parser("export", help="write a run's model as a directory for others to open, with a card")
     export.add_argument("run", help="the run's directory")
     export.add_argument("directory", help="where to; a new or empty directory")
     export.add_argument(
         "--to",
-        choices=("clip-jax", "huggingface", "open_clip"),
+        choices=("clip-jax", "huggingface", "open_clip", "jax"),
         default="clip-jax",
         dest="format",
-        help="the format: ours, which holds any architecture, or one that transformers or open_clip opens in PyTorch",
+        help="the format: ours, which holds any architecture and load_pretrained opens; one that transformers or "
+        "open_clip opens in PyTorch; or programs that jax alone runs",
     )
+    export.add_argument(
+        "--weights", choices=("ema", "raw"), help="moving averages or not (default: what the run's evaluations take)"
+    )
+    export.add_argument(
+        "--push", metavar="OWNER/NAME", help="then upload it to this repository on the Hugging Face Hub"
+    )
+    export.add_argument("--private", action="store_true", help="a repository that --push makes is not public")
     export.set_defaults(action=_export)
 
     embed = verbs.add_parser("embed", help="embed a data set's pictures; started again it continues")
@@ -270,10 +276,18 @@ def _start(options: argparse.Namespace) -> TrainConfig:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from clip_train.weights import export_run
+    from clip_train.export import export_run
+    from clip_train.push import check_push, push
 
-    export_run(Path(options.run), Path(options.directory), options.format)
-    print(f"Wrote {options.directory}")
+    to = Path(options.directory)
+    if options.push is not None:
+        check_push(options.push)
+    model = export_run(options.run, to, options.format, weights=options.weights, repo=options.push)
+    kind = {"ema": "moving averages", "raw": "parameters"}[model.weights]
+    used = "as the run's evaluations use" if model.weights == model.evaluated else "which its evaluations do not use"
+    print(f"Wrote {to}: {kind} of step {model.step:,}, {used}")
+    if options.push is not None:
+        print(f"Pushed to {push(to, options.push, private=options.private)}")
     return 0
 
 

@@ -6,12 +6,11 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clip_data.buckets import REMOTE
 from clip_models import (
     ClipConfig,
     init,
@@ -19,17 +18,16 @@ from clip_models import (
     load_pretrained,
     logical_axes,
     preset,
-    save_pretrained,
     surgery,
 )
-from clip_models.pretrained import Format
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import ModelConfig, TrainConfig
-from clip_train.config_file import ConfigError, located, read_config
+from clip_train.config_file import read_config
 from clip_train.optimizers import ParameterOptions
 from clip_train.output import Output
 
 Load = Callable[[Any], Any]
+Weights = Literal["ema", "raw"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +138,29 @@ def _with_image_tower(config: ClipConfig, load: Load, name: str) -> tuple[ClipCo
 
 def is_run(directory: str | Path) -> bool:
     """Whether a path is the output directory of a run."""
-    return _is_run(Output(directory))
+    output = Output(Path(directory))
+    return output.config.is_file() and output.checkpoints.is_dir()
 
 
-def _is_run(output: Output) -> bool:
-    return output.config.is_file() and output.has_checkpoints()
+@dataclasses.dataclass(frozen=True)
+class RunModel:
+    """A run's model as of its newest checkpoint.
+
+    Attributes:
+        config: of the model.
+        params: its parameters.
+        step: of the checkpoint.
+        weights: which they are: moving averages, or those that training went on from.
+        evaluated: which the run's evaluations take.
+        run: the resolved config of the run.
+    """
+
+    config: ClipConfig
+    params: Any
+    step: int
+    weights: Weights
+    evaluated: Weights
+    run: TrainConfig
 
 
 def load_run(directory: str | Path) -> tuple[ClipConfig, Any]:
@@ -159,33 +175,27 @@ def load_run(directory: str | Path) -> tuple[ClipConfig, Any]:
     Raises:
         FileNotFoundError: no run, or no checkpoint in it.
     """
-    output, config = _open_run(directory)
-    return config, _run_params(output, config, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    model = read_run(directory)
+    return model.config, model.params
 
 
-def export_run(directory: Path, to: Path, format: Format = "clip-jax") -> None:
-    """Write a run's model, as of its newest checkpoint, as a directory that `clip_models.load_pretrained` opens.
+def read_run(directory: str | Path, *, weights: Weights | None = None) -> RunModel:
+    """The same with what is known of it, and the choice of its weights.
 
     Args:
         directory: the run's `output_dir`.
-        to: a new or empty directory.
-        format: of `clip_models.save_pretrained`; `huggingface` and `open_clip` are opened by PyTorch's libraries, and
-            come with the tokenizer's files where the run's tokenizer is a directory.
+        weights: moving averages or not; by default what its evaluations take.
 
     Raises:
-        ConfigError: there is no run, the place is taken, or the format cannot express the architecture.
+        FileNotFoundError: no run, or no checkpoint in it.
+        ValueError: the run kept no moving averages, and they are asked for.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to} is there already and not empty; give a new directory")
-    with located(str(directory)):
-        config, params = load_run(directory)
-    with located("--to"):
-        save_pretrained(to, config, params, format=format)
+    return _read_run(*_open_run(directory), jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), weights)
 
 
 def _open_run(directory: str | Path) -> tuple[Output, ClipConfig]:
-    output = Output(directory)
-    if not _is_run(output):
+    output = Output(Path(directory))
+    if not is_run(directory):
         raise FileNotFoundError(f"{directory} is no run: it has no config.json beside checkpoints/")
     config = read_config(TrainConfig, output.config).model.config
     if config is None:
@@ -193,19 +203,22 @@ def _open_run(directory: str | Path) -> tuple[Output, ClipConfig]:
     return output, config
 
 
-def _run_params(output: Output, config: ClipConfig, shardings: Any) -> Any:
+def _read_run(output: Output, config: ClipConfig, shardings: Any, weights: Weights | None = None) -> RunModel:
+    run = read_config(TrainConfig, output.config)
+    evaluated: Weights = "ema" if run.ema is not None and run.ema.evaluate else "raw"
+    taken = weights or evaluated
+    if taken == "ema" and run.ema is None:
+        raise ValueError("the run kept no moving averages: its config has no ema. Take the raw weights")
     shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, shapes)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
-    run = read_config(TrainConfig, output.config)
-    averaged = None
-    if run.ema is not None and run.ema.evaluate:
-        averaged = ParameterOptions(run.optimizer, logical_axes(config)).trainable(shapes)
+    averaged = ParameterOptions(run.optimizer, logical_axes(config)).trainable(shapes) if taken == "ema" else None
     with Checkpoints(output.checkpoints) as checkpoints:
-        return checkpoints.restore_params(abstract, averaged=averaged)[1]
+        step, params = checkpoints.restore_params(abstract, averaged=averaged)
+    return RunModel(config=config, params=params, step=step, weights=taken, evaluated=evaluated, run=run)
 
 
 def open_weights(name: str) -> tuple[ClipConfig, Load]:
@@ -220,7 +233,7 @@ def open_weights(name: str) -> tuple[ClipConfig, Load]:
     """
     if is_run(name):
         output, config = _open_run(name)
-        return config, functools.partial(_run_params, output, config)
-    if Output(name).has_checkpoints() or name.startswith(REMOTE):
+        return config, lambda shardings: _read_run(output, config, shardings).params
+    if Output(Path(name)).checkpoints.is_dir():
         raise FileNotFoundError(f"{name} holds no finished checkpoint of a run")
     return load_config(name), lambda shardings: load_pretrained(name, shardings=shardings)[1]
