@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from clip_data.buckets import REMOTE
 from clip_models import (
     ClipConfig,
     init,
@@ -138,8 +139,11 @@ def _with_image_tower(config: ClipConfig, load: Load, name: str) -> tuple[ClipCo
 
 def is_run(directory: str | Path) -> bool:
     """Whether a path is the output directory of a run."""
-    output = Output(Path(directory))
-    return output.config.is_file() and output.checkpoints.is_dir()
+    return _is_run(Output(directory))
+
+
+def _is_run(output: Output) -> bool:
+    return output.config.is_file() and output.has_checkpoints()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +198,8 @@ def read_run(directory: str | Path, *, weights: Weights | None = None) -> RunMod
 
 
 def _open_run(directory: str | Path) -> tuple[Output, ClipConfig]:
-    output = Output(Path(directory))
-    if not is_run(directory):
+    output = Output(directory)
+    if not _is_run(output):
         raise FileNotFoundError(f"{directory} is no run: it has no config.json beside checkpoints/")
     config = read_config(TrainConfig, output.config).model.config
     if config is None:
@@ -234,6 +238,6 @@ def open_weights(name: str) -> tuple[ClipConfig, Load]:
     if is_run(name):
         output, config = _open_run(name)
         return config, lambda shardings: _read_run(output, config, shardings).params
-    if Output(Path(name)).checkpoints.is_dir():
+    if Output(name).has_checkpoints() or name.startswith(REMOTE):
         raise FileNotFoundError(f"{name} holds no finished checkpoint of a run")
     return load_config(name), lambda shardings: load_pretrained(name, shardings=shardings)[1]
