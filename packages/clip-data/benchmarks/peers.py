@@ -14,14 +14,17 @@ import importlib.util
 import io
 import json
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pipelines import MEAN, STD, cpu_seconds, make_pictures, with_pillow
 
 NUM_SHARDS, NUM_RECORDS, BATCH = 4, 100, 20
@@ -252,6 +255,19 @@ def spoil_image(records, folder, peer):
     records[VICTIM] = (records[VICTIM][0], b"<html>not found</html>")
 
 
+def empty_image(records, folder, peer):
+    records[VICTIM] = (records[VICTIM][0], b"")
+
+
+def bomb(records, folder, peer):
+    """A PNG of 1,600 megapixels, as its header says, of which nothing follows."""
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    header = b"IHDR" + struct.pack(">II", 40_000, 40_000) + data.getvalue()[24:29]
+    png = data.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + data.getvalue()[33:]
+    records[VICTIM] = (records[VICTIM][0], png)
+
+
 def flip_byte(records, folder, peer):
     path, image = _shard(folder, peer), records[VICTIM][1]
     data = bytearray(path.read_bytes())
@@ -275,8 +291,14 @@ def _shard(folder, peer):
     return sorted(folder.glob(f"*.{peer.extension}"))[VICTIM // NUM_RECORDS]
 
 
-FAULTS = {"picture is HTML": (spoil_image, None), "flipped byte": (None, flip_byte), "cut shard": (None, cut_short)}
-FAULTS["empty shard"] = None, empty
+FAULTS = {
+    "picture is HTML": (spoil_image, None),
+    "empty picture": (empty_image, None),
+    "bomb": (bomb, None),
+    "flipped byte": (None, flip_byte),
+    "cut shard": (None, cut_short),
+    "empty shard": (None, empty),
+}
 
 
 def write(peer, folder, change=None, spoil=None):
