@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+collect_ignore_glob = ["fixtures/*.py"]  # they run in PyTorch's environment
+
 # Eight devices on one CPU, asked for before jax starts its backend.
 _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):

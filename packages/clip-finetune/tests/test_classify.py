@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_finetune import load_backbone, load_classifier
+from clip_data import SourceConfig
+from clip_finetune import FinetuneConfig, load_backbone, load_classifier
 from clip_finetune.classify import fit_head
 from clip_finetune.cli import main
 from clip_finetune.lora import lora_init, lora_merge
@@ -58,7 +59,7 @@ def test_a_folder_of_class_folders_becomes_predictions(folder, tmp_path, capsys)
     assert float(rows[0]["p(red things)"]) + float(rows[0]["p(sea)"]) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["full", "lora", "attention"])
+@pytest.mark.parametrize("mode", ["full", "lora"])
 def test_what_a_mode_leaves_alone_is_the_same_to_the_bit(folder, tmp_path, mode):
     arguments = ["classify", str(folder / "classify.json"), "--mode", mode, "--to", str(tmp_path / "out"), *FAST]
     assert main(arguments) == 0
@@ -70,8 +71,7 @@ def test_what_a_mode_leaves_alone_is_the_same_to_the_bit(folder, tmp_path, mode)
     before = load_backbone(str(folder / "model"))[1]["vision"]
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), before, params["vision"])
     kernels = same["blocks"]["mlp"]["fc1"]["kernel"], same["patch_embedding"]["kernel"]
-    assert kernels == {"full": (False, False), "lora": (False, True), "attention": (True, True)}[mode]
-    assert all(jax.tree.leaves(same)) == (mode == "attention")
+    assert kernels == {"full": (False, False), "lora": (False, True)}[mode]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,24 @@ def test_the_probe_is_the_same_whatever_the_scale_of_its_features():
         logits.append(x @ head["kernel"] + head["bias"])
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-2)
     assert (logits[0].argmax(axis=1) == labels).mean() > 0.9
+
+
+def test_the_probe_agrees_with_logistic_regression():
+    # Correlated features of uneven scales; scikit-learn's LogisticRegression on standardised ones, its C swept on the
+    # same validation samples, has 96.56 % of the test samples right.
+    rng = np.random.default_rng(192)
+    means = rng.normal(size=(10, 192)) * 0.35
+    mix = rng.normal(size=(192, 192)) / np.sqrt(192) * np.geomspace(1, 0.03, 192)
+
+    def draw(num):
+        labels = rng.integers(0, 10, num)
+        return ((means[labels] + rng.normal(size=(num, 192))) @ mix + 0.5).astype(np.float32), labels.astype(np.int32)
+
+    (features, labels), held_out, (unseen, truth) = draw(1300), draw(400), draw(8000)
+    config = FinetuneConfig(output_dir="", model="", train=SourceConfig(format="csv", shards="-")).probe
+    head, _ = fit_head(features, labels, held_out, config, num_classes=10, loss=sample_loss(10), seed=1)
+    right = ((unseen @ head["kernel"] + head["bias"]).argmax(axis=1) == truth).mean()
+    assert right == pytest.approx(0.9656, abs=0.005)
 
 
 def test_losses_weigh_smooth_and_take_several_labels():

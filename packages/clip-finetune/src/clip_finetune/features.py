@@ -141,7 +141,7 @@ def _place(cache: Path, config: ClipConfig, params: Any, samples: Labelled, kind
 
 def _read(path: Path) -> Featured | None:
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return Featured(arrays["features"], arrays["targets"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or cut short: it is made again
         return None
