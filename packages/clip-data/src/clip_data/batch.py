@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Batch:
         caption: b captions, for people.
         pixel_attention_mask: int32 [b, p], 1 at patches and 0 after the last; None without ``"naflex"``.
         spatial_shapes: int32 [b, 2], the rows and columns of patches; likewise.
+        embeddings: float32 [b, e] by the field's name, of those that the config asks for; zero where a row is not real.
     """
 
     image: np.ndarray
@@ -41,6 +42,7 @@ class Batch:
     caption: list[str]
     pixel_attention_mask: np.ndarray | None = None
     spatial_shapes: np.ndarray | None = None
+    embeddings: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.mask)

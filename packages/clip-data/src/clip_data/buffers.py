@@ -18,13 +18,16 @@ import numpy as np
 from clip_data.config import DataConfig
 from clip_data.schedule import BatchShape
 
-__all__ = ["Buffers", "Layout", "SharedMemory"]
+__all__ = ["EMBEDDING", "Buffers", "Layout", "SharedMemory"]
+
+EMBEDDING = "embeddings/"
+"""Before the names of the arrays that are not fields of a batch, but entries of its ``embeddings``."""
 
 _ALIGNMENT = 64
 
 
 class Layout(NamedTuple):
-    """The arrays of a batch's images in one run of memory.
+    """The arrays of a batch's images and embeddings in one run of memory.
 
     Args:
         arrays: For each its name, shape, dtype and first byte.
@@ -43,6 +46,7 @@ class Layout(NamedTuple):
             shape: Of a process's batch.
         """
         num_rows, length = shape
+        arrays_of: dict[str, tuple[tuple[int, ...], str]]
         if config.resize_mode == "naflex":
             arrays_of = {
                 "image": ((num_rows, length, config.patch_size**2 * 3), "u1"),
@@ -51,6 +55,7 @@ class Layout(NamedTuple):
             }
         else:
             arrays_of = {"image": ((num_rows, *config.image_shape, 3), "u1")}
+        arrays_of |= {EMBEDDING + name: ((num_rows, width), "f4") for name, width in config.embeddings.items()}
         arrays, size = [], 0
         for name, (dims, dtype) in arrays_of.items():
             arrays.append((name, dims, dtype, size))

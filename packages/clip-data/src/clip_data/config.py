@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from clip_data.filters import Filter
@@ -106,6 +106,8 @@ class DataConfig:
             a multiple of the number of processes each reads shards of its own; a source of ``block_shards`` or fewer
             shards is not cut.
         empty_caption: What becomes of samples whose caption is missing or blank: ``"drop"`` or ``"keep"``.
+        embeddings: Fields that hold a vector, such as another model's embedding of the record, and its length; a batch
+            has them as ``embeddings``. A record that lacks one is replaced.
         transform: A pure function that replaces a record, or drops it by None, before it is decoded. A cursor knows it
             by its ``identity``, or its module and name.
         max_bad_fraction: Share of samples that may be unusable before the run stops, in [0, 1].
@@ -140,6 +142,7 @@ class DataConfig:
     block_shards: int = 8
     num_streams: int = 8
     empty_caption: Literal["drop", "keep"] = "drop"
+    embeddings: dict[str, int] = field(default_factory=dict)
     transform: Transform | None = None
     max_bad_fraction: float = 0.1
     num_threads: int | None = None
@@ -185,6 +188,8 @@ class DataConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if any(not name or width < 1 for name, width in self.embeddings.items()):
+            raise ValueError(f"embeddings must name fields and their lengths, at least 1, not {self.embeddings!r}")
         transform_identity(self.transform)
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")

@@ -44,6 +44,7 @@ def identity(config: DataConfig, paths: Sequence[Sequence[str]], counts: Sequenc
         "filters": filters,
         "transform": transform_identity(config.transform),
         "sources": sources,
+        **({"embeddings": config.embeddings} if config.embeddings else {}),
     }
 
 

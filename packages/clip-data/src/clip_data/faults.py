@@ -21,6 +21,7 @@ Reason = Literal[
     "image_too_large",  # refused from its header, before any memory is taken
     "missing_image",
     "missing_label",  # the source names a label field that the record lacks
+    "missing_embedding",  # likewise, of a vector that the pipeline is asked for
     "empty_caption",
     "caption_not_utf8",  # kept, with U+FFFD where bytes were wrong
     "shard_cut_short",  # everything before the cut is kept

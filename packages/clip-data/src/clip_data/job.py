@@ -9,6 +9,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from clip_data.batch import Batch
+from clip_data.buffers import EMBEDDING
 from clip_data.faults import Fault
 from clip_data.preparer import Sample
 from clip_data.text import Tokenizer
@@ -22,7 +23,7 @@ class Job:
     Args:
         positions: Of this process's samples, row by row; those beyond stay empty.
         num_rows: Of this process.
-        arrays: Of the images, as ``Layout`` names them, which are written to elsewhere.
+        arrays: As ``Layout`` names them, which are written to elsewhere.
         tokenizer: For the captions, if any.
     """
 
@@ -82,8 +83,10 @@ class Job:
         input_ids = attention_mask = None
         if self._tokenizer is not None:
             input_ids, attention_mask = self._tokenizer(captions)
+        names = [name for name in self.arrays if name.startswith(EMBEDDING)]
         return Batch(
-            **self.arrays,
+            **{name: array for name, array in self.arrays.items() if name not in names},
+            embeddings={name.removeprefix(EMBEDDING): self.arrays[name] for name in names},
             input_ids=input_ids,
             attention_mask=attention_mask,
             mask=np.array([sample is not None for sample in samples]),

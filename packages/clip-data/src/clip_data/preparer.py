@@ -13,7 +13,9 @@ import google_crc32c
 import numpy as np
 
 from clip_data.buckets import REMOTE
+from clip_data.buffers import EMBEDDING
 from clip_data.config import DataConfig
+from clip_data.embedding import read_embedding
 from clip_data.faults import SKIPPED, DataError, Fault, RecordError
 from clip_data.image import decode_image, decode_patches
 from clip_data.order import Order, Place
@@ -177,6 +179,8 @@ class Preparer:
                 raise RecordError(
                     "empty_caption", f"the caption is {record.caption!r}; the fields are {', '.join(record.metadata)}"
                 )
+            for name, width in self.config.embeddings.items():
+                arrays[EMBEDDING + name][row] = read_embedding(record.metadata, name, width)
             self._decode(record.image, arrays, row)
         except RecordError as error:
             fault = Fault(

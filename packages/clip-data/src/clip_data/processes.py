@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
 from clip_data.batch import Batch
-from clip_data.buffers import Layout, SharedMemory, slot_memory
+from clip_data.buffers import EMBEDDING, Layout, SharedMemory, slot_memory
 from clip_data.config import DataConfig
 from clip_data.executor import ROWS_PER_TASK
 from clip_data.faults import DataError, Fault
@@ -149,7 +149,9 @@ class ProcessExecutor:
         if self._memory.num_free:
             return batch
         names = [name for name, *_ in next(iter(self._layouts.values())).arrays]
-        return dataclasses.replace(batch, **{name: getattr(batch, name).copy() for name in names})
+        copies: dict[str, Any] = {name: getattr(batch, name).copy() for name in names if not name.startswith(EMBEDDING)}
+        embeddings = {name: array.copy() for name, array in batch.embeddings.items()}
+        return dataclasses.replace(batch, **copies, embeddings=embeddings)
 
     def close(self) -> None:
         """Ends the processes."""

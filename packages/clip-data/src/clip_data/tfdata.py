@@ -247,6 +247,7 @@ def refusals(config: DataConfig) -> list[str]:
         "knows no transform and no filters": config.transform is None
         and not any(source.filters for source in config.sources),
         "makes no patches": config.resize_mode != "naflex",
+        "reads no embeddings": not config.embeddings,
         "decodes in this process, without num_workers": not config.num_workers,
         "wants one image_key for all sources": len({source.image_key for source in config.sources}) == 1,
         "needs strict=False, for TensorFlow does not tell of JPEGs that libjpeg warns about": not config.strict,
