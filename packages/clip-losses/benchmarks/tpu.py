@@ -1,24 +1,22 @@
-"""What the losses need on a TPU pod nobody here owns: memory and collectives, from the TPU compiler on any machine.
+"""What the losses need on TPU slices that nobody here owns: memory, bytes sent and the least time, ring against dense.
 
-    pip install "libtpu==0.0.42.*"
-    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python packages/clip-losses/benchmarks/tpu.py [--topology v5e:16x16]
+    pip install clip-losses "clip-sharding[tpu]"
+    python packages/clip-losses/benchmarks/tpu.py [--topology v5e:16x16] [--pairs 32768 65536 …] [--width 768]
 
-Compiles value and gradients of 16,384 bfloat16 pairs per device, as the ring and as the plain form that XLA partitions.
+Compiles value and gradients of bfloat16 embeddings, as the ring and as the plain form that XLA partitions.
 """
 
 import argparse
-import re
-from collections import Counter
+import os
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from clip_losses import sharded_sigmoid_loss, sharded_softmax_loss
-
-ROWS, WIDTH = 16384, 512
+from clip_sharding import DoesNotFitError, MeshConfig, batch_sharding, find_topology, make_mesh, plan
 
 
 def dense(image, text, scale, bias):
@@ -39,44 +37,39 @@ def dense_softmax(image, text, scale, bias):
     return (jax.nn.logsumexp(x, 0) + jax.nn.logsumexp(x, 1) - 2 * jnp.diagonal(x)).mean() / 2
 
 
-def compile_for(mesh, loss):
-    """Returns temp bytes per device and the number of each collective; or the compiler's refusal."""
-    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    embeds = jax.ShapeDtypeStruct((ROWS * mesh.size, WIDTH), jnp.bfloat16, sharding=rows)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), out_shardings=(whole, (rows, rows, whole, whole)))
-    try:
-        compiled = step.lower(embeds, embeds, scalar, scalar).compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"\(([\d.]+)(\w)\) exceeds available HBM \(([\d.]+)\w\)", str(error))
-        if needed is None:
-            raise
-        return f"{needed[1]} {needed[2]}iB", f"refused: the device has {needed[3]} GiB"
-    found = Counter(
-        re.findall(
-            r"\b(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(", compiled.as_text()
-        )
-    )
-    collectives = ", ".join(f"{number} {name}" for name, number in sorted(found.items()))
-    return f"{compiled.memory_analysis().temp_size_in_bytes / 2**20:,.0f} MiB", collectives
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5e:2x4")
-    topology = parser.parse_args().topology
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = Mesh(np.array(devices), ("data",))
+    parser.add_argument("--topology", default="v5e:16x16")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[2**n for n in range(15, 21)])
+    parser.add_argument("--width", type=int, default=768)
+    args = parser.parse_args()
+    topology = find_topology(args.topology)
+    mesh = make_mesh(MeshConfig(), topology.devices)
+    rows, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    over = {"mesh": mesh, "axis_name": ("data", "fsdp")}
     forms = {
-        ("sigmoid", "ring"): lambda *x: sharded_sigmoid_loss(*x, mesh=mesh),
-        ("softmax", "ring"): lambda *x: sharded_softmax_loss(*x[:3], mesh=mesh),
+        ("sigmoid", "ring"): lambda *x: sharded_sigmoid_loss(*x, **over),
         ("sigmoid", "dense"): dense_sigmoid,
+        ("softmax", "ring"): lambda *x: sharded_softmax_loss(*x[:3], **over),
         ("softmax", "dense"): dense_softmax,
     }
-    print(f"{ROWS:,} bfloat16 pairs of {WIDTH} per device on {len(devices)} devices, {topology}\n")
-    print("| loss | form | temp per device | collectives in the program |\n|---|---|---|---|")
-    for (kind, form), loss in forms.items():
-        print(f"| {kind} | {form} | {' | '.join(compile_for(mesh, loss))} |", flush=True)
+    print(
+        "| pairs | loss | form | peak, GiB | sent, MB | arithmetic | HBM | network |\n|---|---|---|---|---|---|---|---|"
+    )
+    for pairs in args.pairs:
+        embeds = jax.ShapeDtypeStruct((pairs, args.width), jnp.bfloat16, sharding=rows)
+        for (kind, form), loss in forms.items():
+            step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), out_shardings=(whole, (rows, rows, whole, whole)))
+            try:
+                made = plan(step, embeds, embeds, scalar, scalar, topology=topology)
+            except DoesNotFitError as error:
+                print(f"| {pairs:,} | {kind} | {form} | refused: {error.needed / 2**30:.1f} | | | | |", flush=True)
+                continue
+            line = made.roofline
+            times = " | ".join(f"{1e3 * seconds:.2f} ms" for seconds in (line.compute, line.memory, line.network))
+            sent = "; ".join(f"{name} {sent / 1e6:,.0f}" for name, sent in made.sent.items() if sent > 5e4)
+            print(f"| {pairs:,} | {kind} | {form} | {made.memory['peak'] / 2**30:.3f} | {sent} | {times} |", flush=True)
 
 
 if __name__ == "__main__":
