@@ -1,3 +1,4 @@
+import errno
 import json
 import time
 
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 from clip_train.guard import NOT_FINITE, OK, SPIKE, GuardConfig, guard
-from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, out_of_memory, watched
+from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, full_disk, out_of_memory, watched
 
 
 @pytest.mark.parametrize("spike", ["warn", "skip"])
@@ -105,3 +106,15 @@ def test_out_of_memory_says_what_to_change():
     error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
     assert "it wanted 17179869184 bytes" in out_of_memory(error)
     assert out_of_memory(RuntimeError("INTERNAL: something else")) is None
+
+
+def test_a_full_disk_is_told_whatever_came_of_it():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise ValueError("cannot close")
+    except ValueError as error:
+        assert "make room" in full_disk(error)
+    assert "make room" in full_disk(ValueError("Failed to write 40283 bytes to file 7: No space left on device"))
+    assert full_disk(OSError(errno.EACCES, "Permission denied")) is None

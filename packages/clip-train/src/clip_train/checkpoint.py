@@ -78,8 +78,9 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 3, say: Callable[[str], None] | None = None) -> None:
         import orbax.checkpoint as ocp
 
-        # Orbax reports each save, and each failure several times, through absl; the run itself says what matters.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax reports each save, and each failure several times; the run itself says what matters.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._args = ocp.args
         self._say = say
         self._under_way: int | None = None

@@ -35,7 +35,7 @@ from clip_train.state import TrainState, create_state, state_from_params
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
 from clip_train.teacher import Teacher
 from clip_train.trace import Steps, Trace
-from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, out_of_memory, watched
+from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, full_disk, out_of_memory, watched
 
 
 def run(
@@ -93,7 +93,7 @@ def run(
             output.write_config(resolved)
     with together(), located("output_dir"):
         output.check_shared()
-    with contextlib.ExitStack() as resources:
+    with explained_writes(), contextlib.ExitStack() as resources:
         pipeline = resources.enter_context(setup.pipeline)
         say = functools.partial(warn, console)
         resources.enter_context(published(output, say))
@@ -342,6 +342,17 @@ def explained_faults() -> Iterator[None]:
             if (advice := out_of_memory(error)) is None:
                 raise
             raise ConfigError(f"microbatch_size: {advice}") from error
+
+
+@contextlib.contextmanager
+def explained_writes() -> Iterator[None]:
+    """Turn whatever a full disk makes of a run, and of its end, into one error that says what to change."""
+    try:
+        yield
+    except Exception as error:
+        if (advice := full_disk(error)) is None:
+            raise
+        raise ConfigError(f"output_dir: {advice}") from error
 
 
 def count_skipped(setup: Setup) -> dict[str, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import errno
 import math
+import os
 import re
 import threading
 import time
@@ -242,3 +244,21 @@ def out_of_memory(error: Exception) -> str | None:
         "changes nothing that is computed; remat 'minimal' or 'full'; sharding 'fsdp' over more devices.\n"
         + text.split("\n", 1)[0][:400]
     )
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What to do when nothing more can be written; None: the error is another.
+
+    Args:
+        error: of a write, or one that came of it.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        full = isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or os.strerror(errno.ENOSPC) in str(found):
+            return (
+                f"{os.strerror(errno.ENOSPC)}: nothing more can be written. The checkpoints are whole: make room, "
+                "or let fewer be kept (checkpoint.keep), and the same command continues from the newest"
+            )
+        found = found.__cause__ or found.__context__
+    return None
