@@ -45,7 +45,9 @@ def push(directory: Path, repo: str, *, private: bool = False) -> str:
         ConfigError: the Hub refuses, or is not reached; what is in the directory stays there.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    # Its client's HTTPError, whose package depends on its version.
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     hub = huggingface_hub.HfApi(library_name="clip-train")
     try:
