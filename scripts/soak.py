@@ -1,8 +1,11 @@
 """Kills a run at random moments until it has finished, and compares it with one that was left alone.
 
     uv run python scripts/soak.py --kills 20
+    uv run python scripts/soak.py --kills 3 --format parquet --optimizer muon --ema --loss softmax
 
-Both runs end with the same metrics of each step and the same weights, bit for bit, or the script ends with status 1.
+The data are written in another format first, if one is asked for; `--to gs://BUCKET/PREFIX` has the killed run live in
+a bucket. Both runs end with the same metrics of each step and the same weights, bit for bit, or the script ends with
+status 1.
 """
 
 import argparse
@@ -19,9 +22,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from clip_data import SourceConfig, write_shards
+from clip_data.buckets import list_objects, read_object
 from clip_train import load_run
+from clip_train.config_file import read_json
 
-TIMES = {"seconds", "data_seconds", "images_per_second"}
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "distributed_shampoo")
+# What measures the machine and not the run.
+TIMES = ("seconds", "data_seconds", "images_per_second", "mfu", "memory", "skipped")
 
 
 def command(config, output, overrides):
@@ -31,13 +39,39 @@ def command(config, output, overrides):
 
 
 def rows_of(output):
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    rows = [json.loads(line) for line in metrics_of(output).splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
+
+
+def metrics_of(output):
+    path = f"{output}/metrics.jsonl"
+    if "://" in path:
+        return bytes(read_object(path)) if list_objects(path) else b""
+    return Path(path).read_bytes() if Path(path).exists() else b""
 
 
 def num_rows(output):
-    path = output / "metrics.jsonl"
-    return len(path.read_bytes().splitlines()) if path.exists() else 0
+    return len(metrics_of(output).splitlines())
+
+
+def changes(args, folder):
+    """What the options change in the config."""
+    made = []
+    if args.format:
+        tree = read_json(args.config)
+        (source,) = tree["data"]["train"]
+        shards = args.config.resolve().parent / source["shards"]
+        given = SourceConfig(**{**source, "shards": str(shards)})
+        written = write_shards(given, folder / "shards", format=args.format)
+        train = {"format": args.format, "shards": list(written.shards)}
+        made.append(f"data.train={json.dumps([train])}")
+    if args.optimizer:
+        made.append(f"optimizer={json.dumps({'kind': args.optimizer})}")
+    if args.loss == "softmax":
+        made += ['loss={"kind": "softmax"}', "model.config.logit_bias_init=null"]
+    if args.ema:
+        made.append("ema={}")
+    return made
 
 
 def main():
@@ -52,10 +86,16 @@ def main():
         dest="overrides",
         default=["train_samples=46080", "checkpoint.every_steps=5", "checkpoint.keep=2"],
     )
+    parser.add_argument("--format", choices=("tfrecord", "webdataset", "parquet"), help="of the shards")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="with its defaults")
+    parser.add_argument("--loss", choices=("sigmoid", "softmax"), default="sigmoid")
+    parser.add_argument("--ema", action="store_true", help="keep moving averages")
+    parser.add_argument("--to", metavar="ADDRESS", help="the killed run's place in a bucket: gs:// or s3://")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    whole, killed = folder / "whole", folder / "killed"
+    whole, killed = folder / "whole", args.to or folder / "killed"
+    args.overrides = [*changes(args, folder), *args.overrides]
     subprocess.run(command(args.config, whole, args.overrides), check=True, stdout=subprocess.DEVNULL)
 
     for kill in range(args.kills):

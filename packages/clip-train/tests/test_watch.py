@@ -109,12 +109,8 @@ def test_out_of_memory_says_what_to_change():
 
 
 def test_a_full_disk_is_told_whatever_came_of_it():
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        finally:
-            raise ValueError("cannot close")
-    except ValueError as error:
-        assert "make room" in full_disk(error)
+    after = ValueError("cannot close")
+    after.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    assert "make room" in full_disk(after)
     assert "make room" in full_disk(ValueError("Failed to write 40283 bytes to file 7: No space left on device"))
     assert full_disk(OSError(errno.EACCES, "Permission denied")) is None
