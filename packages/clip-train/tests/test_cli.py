@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,15 @@ def refused(capsys, *arguments):
 
 def test_a_run_learns_and_leaves_its_files(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.json", "environment.json", "metrics.jsonl", "results.json", "checkpoints", "report.html"}
+    assert names == {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "results.json",
+        "checkpoints",
+        "report.html",
+        "report.json",
+    }
     rows = read_jsonl(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(121))
     before, *rows = rows
@@ -67,9 +76,14 @@ def test_the_resolved_config_leaves_nothing_open(finished):
 
 def test_the_report_stands_alone(finished):
     page = (finished / "report.html").read_text()
-    assert page.count("<svg") >= 4
+    curves = json.loads(re.search(r'id="curves">(.*?)</script>', page)[1])
+    loss = curves[0]["curves"]["loss"]
+    assert loss["step"] == list(range(1, 121))
+    assert loss["mean"][-1] == pytest.approx(read_jsonl(finished / "metrics.jsonl")[-1]["loss"], rel=1e-4)
+    for shown in ("Evaluation over time", "Rows: the true class", "prefers-color-scheme: dark"):
+        assert shown in page
     assert page.count('src="data:image/png;base64,') == 12
-    assert "http" not in page.replace("https://json-schema.org", "")
+    assert "http" not in page.replace("https://json-schema.org", "").replace("http://www.w3.org/2000/svg", "")
     assert "a red square" in page
 
 

@@ -175,6 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--to", help="the page of thumbnails (default: search.html)")
     search.set_defaults(action=_search)
 
+    report = verbs.add_parser("report", help="draw one run, or compare several, on one page; also while they train")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory")
+    report.add_argument("--to", help="the page (default: the run's own report.html; of several, ./report.html)")
+    report.set_defaults(action=_report)
+
     schema = verbs.add_parser("schema", help="print the JSON schema of a config")
     schema.set_defaults(action=_schema)
     return parser
@@ -288,6 +293,13 @@ def _export(options: argparse.Namespace) -> int:
     print(f"Wrote {to}: {kind} of step {model.step:,}, {used}")
     if options.push is not None:
         print(f"Pushed to {push(to, options.push, private=options.private)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from clip_train.report import report
+
+    print(f"Wrote {report(options.runs, Path(options.to) if options.to else None)}")
     return 0
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -197,14 +197,18 @@ def to_line(row: Row) -> str:
 
 def read_jsonl(path: Path) -> list[Row]:
     """The rows of a `metrics.jsonl`, null as NaN; a last line cut short by a crash is left out; no file is no rows."""
+    return list(iterate_jsonl(path))
+
+
+def iterate_jsonl(path: Path) -> Iterator[Row]:
+    """As `read_jsonl`, one row at a time."""
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            row = json.loads(line)
-            rows.append({name: math.nan if value is None else value for name, value in row.items()})
-    return rows
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                row = json.loads(line)
+                yield {name: math.nan if value is None else value for name, value in row.items()}
 
 
 class TensorBoard:

@@ -26,9 +26,9 @@ from clip_train.gauges import Gauges, peak_flops
 from clip_train.inputs import image_arrays, text_config
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
-from clip_train.output import Output, check_alike, environment, write_json
+from clip_train.output import Output, check_alike, write_json
 from clip_train.processes import is_first, together
-from clip_train.report import write_report
+from clip_train.report import SHOWN, read_run, write_report, write_shown
 from clip_train.screen import Progressing, duration, make_console, show_facts
 from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
@@ -378,15 +378,8 @@ def finish(
     rows = [row for row in read_jsonl(output.metrics) if "loss" in row]
     trained = sum(row["seconds"] for row in rows)
     facts = [*facts, ("training time", duration(trained))]
-    write_report(
-        output.report,
-        title=f"clip-train: {output.title}",
-        facts=facts,
-        rows=rows,
-        results=results,
-        config=resolved,
-        environment=environment(),
-    )
+    write_shown(output.root / SHOWN, facts, results)
+    write_report(output.report, [read_run(output.root, output.title)])
     write_json(
         output.results,
         {
