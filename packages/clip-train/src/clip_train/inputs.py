@@ -79,6 +79,15 @@ def data_config(model: ClipConfig, sources: tuple[SourceConfig, ...] = _LATER, *
     return DataConfig(sources=sources, **(prepared | options))
 
 
+STORED = "embeddings/"
+"""Before the names of the arrays that are vectors of the records."""
+
+
+def stored_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """The vectors that the records of a batch hold, float32 `[b, e]`, under their names after `STORED`."""
+    return {STORED + name: array for name, array in batch.embeddings.items()}
+
+
 def image_arrays(batch: Batch) -> dict[str, np.ndarray]:
     """What a batch holds of its pictures, under its names: `image`, and of patches what `image_inputs` reads too."""
     arrays = {"image": batch.image}

@@ -53,22 +53,53 @@ class ContrastiveObjective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherColumns:
+    """The fields of the training records that hold a teacher's embeddings: of unit norm or not, but not zero.
+
+    Attributes:
+        image: the field of the picture's embedding.
+        text: the field of the embedding of the caption that is trained on.
+        width: numbers in each.
+    """
+
+    image: str
+    text: str
+    width: int
+
+    def __post_init__(self) -> None:
+        """Refuse what names no two fields of numbers."""
+        if not self.image or not self.text or self.image == self.text:
+            raise ValueError(f"image and text name two fields; got {self.image!r} and {self.text!r}")
+        if self.width < 1:
+            raise ValueError(f"width is at least 1; got {self.width}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A teacher whose comparisons of pictures and texts are learnt besides.
+    """A teacher whose comparisons of pictures and texts are learnt besides: a model, or what it has left in the data.
 
     Attributes:
         teacher: its weights: a directory, a run's directory, or a name on the Hugging Face Hub. It takes the same
             pictures and tokens.
+        columns: instead of weights, where the records hold its embeddings.
         weight: of this loss in the sum.
-        scale: multiplies the teacher's cosine similarities; by default its own logit scale.
+        scale: multiplies the teacher's cosine similarities; by default its own logit scale, which columns do not tell.
     """
 
-    teacher: str
+    teacher: str | None = None
+    columns: TeacherColumns | None = None
     weight: float = 1.0
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not above 0."""
+        """Refuse no teacher, and two; embeddings without a scale; and what is not above 0."""
+        if (self.teacher is None) == (self.columns is None):
+            raise ValueError(
+                "give teacher (weights) or columns (its embeddings in the data), and not both; got "
+                f"{self.teacher!r} and {self.columns!r}"
+            )
+        if self.columns is not None and self.scale is None:
+            raise ValueError("columns need the teacher's logit scale: set scale, which is 100 for OpenAI's CLIP")
         for name in ("weight", "scale"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"{name} is above 0; got {value}")

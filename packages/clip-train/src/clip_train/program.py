@@ -36,7 +36,7 @@ from clip_train.objective import ContrastiveObjective, clip_objective
 from clip_train.optimizers import ParameterOptions, make_optimizer, make_schedule, to_samples, to_steps
 from clip_train.state import TrainState, abstract_state, averaged_of
 from clip_train.step import Step, make_step
-from clip_train.teacher import Teacher
+from clip_train.teacher import StoredTeacher, TaughtBatches, Teacher
 from clip_train.weights import Origin, open_weights
 
 LEARNING_RATE_FROM_SCRATCH = 1e-3
@@ -103,12 +103,14 @@ class Program:
         """What is minimised."""
         return clip_objective(self.model, self.config.loss, self.mesh, self.config.data.augment, rules=self.rules)
 
-    def teacher(self) -> Teacher | None:
-        """The model to learn from, its weights on the mesh; None where there is none."""
+    def teacher(self) -> TaughtBatches | None:
+        """Whom to learn from: a model, its weights on the mesh, or its embeddings in the data; None for nobody."""
         distillation = self.config.loss.distillation
         if distillation is None:
             return None
-        config, load = open_weights(distillation.teacher)
+        if distillation.columns is not None and distillation.scale is not None:
+            return StoredTeacher(distillation.columns, distillation.scale, self.mesh)
+        config, load = open_weights(str(distillation.teacher))
         config = dataclasses.replace(config, compute=dataclasses.replace(self.model.compute, remat="none"))
         return Teacher(
             config,
@@ -174,7 +176,8 @@ class Program:
             size = vision.image_shape if source is None else (source, source)
             shapes["image"] = ((rows, *size, 3), jnp.uint8)
         if self.config.loss.distillation is not None:
-            width = open_weights(self.config.loss.distillation.teacher)[0].embed_dim
+            taught = self.config.loss.distillation
+            width = taught.columns.width if taught.columns else open_weights(str(taught.teacher))[0].embed_dim
             shapes |= dict.fromkeys(("teacher_image", "teacher_text"), ((rows, width), jnp.float32))
         where = batch_sharding(self.mesh)
         return {

@@ -23,7 +23,7 @@ from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, config_to_json, located
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
 from clip_train.gauges import Gauges, peak_flops
-from clip_train.inputs import image_arrays, text_config
+from clip_train.inputs import image_arrays, stored_arrays, text_config
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
 from clip_train.loop import Event, Stop, fit
 from clip_train.output import Output, check_alike, write_json
@@ -33,7 +33,7 @@ from clip_train.screen import Progressing, duration, make_console, show_facts
 from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
-from clip_train.teacher import Teacher
+from clip_train.teacher import TaughtBatches
 from clip_train.trace import Steps, Trace
 from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, full_disk, out_of_memory, watched
 
@@ -232,7 +232,7 @@ def global_batches(
     pipeline: Pipeline,
     mesh: Mesh,
     *,
-    teacher: Teacher | None = None,
+    teacher: TaughtBatches | None = None,
     first_step: int = 0,
     remember: Callable[[int, Sequence[str]], None] | None = None,
 ) -> Iterator[dict[str, jax.Array]]:
@@ -253,8 +253,9 @@ def global_batches(
 
 
 def step_inputs(batch: Batch) -> dict[str, Any]:
-    """The arrays that the objective reads: the pictures', `input_ids` and `attention_mask` int32."""
-    return {**image_arrays(batch), "input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    """What objective and teacher read: the pictures' arrays, `input_ids` and `attention_mask` int32, stored vectors."""
+    texts = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return {**image_arrays(batch), **texts, **stored_arrays(batch)}
 
 
 def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, resolved: dict[str, Any]) -> list[Sink]:

@@ -41,7 +41,7 @@ class Setup(Program):
     @property
     def data(self) -> DataConfig:
         """How samples are prepared for evaluation: in the model's size, whatever training crops from."""
-        return dataclasses.replace(self.pipeline.config, image_size=self.model.preprocess.size)
+        return dataclasses.replace(self.pipeline.config, image_size=self.model.preprocess.size, embeddings={})
 
     def steps(self, length: Length) -> int:
         """A cadence in steps of this run, at least 1."""
@@ -83,7 +83,7 @@ def resolve(config: TrainConfig, *, platform: str | None = None) -> tuple[TrainC
     with located("model"):
         origin = dataclasses.replace(origin, config=model)
         origin = adapt(origin, reinitialize=config.model.reinitialize, seed=config.seed)
-    if config.loss.distillation is not None:
+    if config.loss.distillation is not None and config.loss.distillation.teacher is not None:
         with located("loss.distillation.teacher"):
             check_teacher(open_weights(config.loss.distillation.teacher)[0], model)
     rate = config.optimizer.learning_rate
@@ -130,6 +130,7 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
             seed=config.seed if config.data.seed is None else config.data.seed,
             max_bad_fraction=config.data.max_bad_fraction,
             num_threads=config.data.num_threads,
+            embeddings=_stored(config),
         )
     with located("data.tokenizer" if config.data.tokenizer else "model.config.preprocess.tokenizer"):
         tokenizer = _open_tokenizer(model, data)
@@ -146,6 +147,11 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
         with located(f"evaluation.{i}"):
             check_evaluation(evaluation, setup.data, Encoders(setup.model, setup.mesh))
     return dataclasses.replace(setup, warnings=tuple(_warnings(setup)))
+
+
+def _stored(config: TrainConfig) -> dict[str, int]:
+    columns = config.loss.distillation and config.loss.distillation.columns
+    return {columns.image: columns.width, columns.text: columns.width} if columns else {}
 
 
 def _open_tokenizer(model: ClipConfig, data: DataConfig) -> Tokenizer:

@@ -117,7 +117,9 @@ def _loss(setup: Setup) -> str:
     loss = setup.config.loss
     parts = [(loss.contrastive_weight, loss.kind), (loss.caption_weight, "caption")]
     if loss.distillation is not None:
-        parts.append((loss.distillation.weight, f"distillation from {loss.distillation.teacher}"))
+        columns = loss.distillation.columns
+        teacher = f"{columns.image} and {columns.text} of the records" if columns else loss.distillation.teacher
+        parts.append((loss.distillation.weight, f"distillation from {teacher}"))
     return " + ".join(name if weight == 1 else f"{weight:g} × {name}" for weight, name in parts if weight)
 
 

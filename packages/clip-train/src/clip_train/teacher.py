@@ -1,18 +1,24 @@
-"""A frozen model whose embeddings of each batch a student learns from."""
+"""Whose embeddings of each batch a student learns from: a frozen model's, or those that the data hold."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clip_models import ClipConfig, encode_image, encode_text
 from clip_sharding import batch_sharding
 from clip_train.augment import AugmentConfig, augment
-from clip_train.inputs import both_towers, image_inputs
+from clip_train.inputs import STORED, both_towers, image_inputs
 from clip_train.microbatches import join_rows, split_rows
+from clip_train.objective import TeacherColumns
+
+TaughtBatches = Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
+"""Adds `teacher_image` and `teacher_text`, float32 `[b, e]`, whose products are the logits, to a batch on the mesh."""
 
 
 class Teacher:
@@ -50,8 +56,33 @@ class Teacher:
         )
 
     def __call__(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The batch with `teacher_image` and `teacher_text`, float32 `[b, e]`, whose products are the logits."""
+        """The batch with `teacher_image` and `teacher_text`, as `TaughtBatches`."""
         return batch | self._embed(self._params, batch)
+
+
+class StoredTeacher:
+    """A teacher's embeddings that come with the records.
+
+    Args:
+        columns: which they are.
+        scale: multiplies their cosine similarities.
+        mesh: the devices.
+    """
+
+    def __init__(self, columns: TeacherColumns, scale: float, mesh: Mesh) -> None:
+        self._names = [STORED + columns.image, STORED + columns.text]
+        rows = batch_sharding(mesh)
+        self._scale = jax.jit(lambda image, text: (scale * _unit(image), _unit(text)), out_shardings=(rows, rows))
+
+    def __call__(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The batch with `teacher_image` and `teacher_text`, as `TaughtBatches`, in place of the columns."""
+        image, text = self._scale(*(batch[name] for name in self._names))
+        rest = {name: array for name, array in batch.items() if name not in self._names}
+        return rest | {"teacher_image": image, "teacher_text": text}
+
+
+def _unit(embeds: jax.Array) -> jax.Array:
+    return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
 
 
 def check_teacher(teacher: ClipConfig, student: ClipConfig) -> None:
