@@ -47,6 +47,8 @@ def test_a_folder_of_class_folders_becomes_predictions(folder, tmp_path, capsys)
     assert results["task"] == "linear_probe"
     assert results["classnames"] == ["red things", "sea"]
     assert 5 < results["num_samples"] == np.trace(results["confusion"]) < 40
+    assert results["skipped_samples"] == {"bad_image": 1}  # in whichever part it is
+    assert "sea/broken" in results["unusable_samples"][0]
     assert "http" not in (out / "report.html").read_text()
 
     table = tmp_path / "labels.csv"

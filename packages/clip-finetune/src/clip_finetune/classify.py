@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,12 +66,16 @@ class Found:
         settings: what it chose, such as a weight decay.
         curve: for `wise-ft`, the metric that was chosen by at each alpha, on the validation samples.
         epochs: of training by gradient.
+        faults: how many samples to learn from or to choose by could not be used, by reason.
+        unusable: some of those, in words.
     """
 
     params: dict[str, Any]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     curve: Curve = ()
     epochs: tuple[Epoch, ...] = ()
+    faults: dict[str, int] = dataclasses.field(default_factory=dict)
+    unusable: tuple[str, ...] = ()
 
 
 def classify(config: FinetuneConfig, *, tower: Tower = "vision") -> int:
@@ -129,8 +134,8 @@ def classify(config: FinetuneConfig, *, tower: Tower = "vision") -> int:
     lines = [(prefix + name, percent(value)) for name, value in verdict_metrics(task.classifier, verdict).items()]
     lines += [(name.replace("_", " "), f"{value:g}") for name, value in found.settings.items()]
     show_facts(console, "Finished", [*lines, ("report", str(output.report))])
-    if verdict.faults:
-        console.print(f"Not usable: {', '.join(f'{n} {reason}' for reason, n in verdict.faults.items())}")
+    if skipped := results["skipped_samples"]:
+        console.print(f"Not usable: {', '.join(f'{n} {reason}' for reason, n in skipped.items())}")
     return 0
 
 
@@ -273,7 +278,8 @@ def _learn(task: Task, output: Output, tell: Callable[[Epoch], None]) -> Found:
         "cache": cache_directory(config.cache),
     }
     with located("train", _FAULTS):
-        features, targets = labelled_features(classifier.config, tower, parts["train"], **options)
+        learnt = labelled_features(classifier.config, tower, parts["train"], **options)
+    features, targets, faults, unusable = learnt
     loss = sample_loss(
         num_classes,
         class_weights=_class_weights(config, targets, num_classes),
@@ -281,13 +287,15 @@ def _learn(task: Task, output: Output, tell: Callable[[Epoch], None]) -> Found:
     )
     if config.head_from == "probe":
         with located("validation" if config.validation else "train", _FAULTS):
-            held_out = labelled_features(classifier.config, tower, parts["validation"], **options)
+            chosen = labelled_features(classifier.config, tower, parts["validation"], **options)
+        faults, unusable, held_out = _both(faults, chosen.faults), (*unusable, *chosen.unusable), chosen[:2]
         head, decay = fit_head(
             features, targets, held_out, config.probe, num_classes=num_classes, loss=loss, seed=config.seed
         )
         settings = {"weight_decay": decay}
         if config.mode == "probe":
-            return Found({**tower, "head": head}, {**settings, "epochs": config.probe.epochs})
+            settings |= {"epochs": config.probe.epochs}
+            return Found({**tower, "head": head}, settings, faults=faults, unusable=unusable)
     elif config.head_from == "random":
         head = classifier.head.init(jax.random.key(config.seed))
     start = {**tower, "head": head}
@@ -308,14 +316,18 @@ def _learn(task: Task, output: Output, tell: Callable[[Epoch], None]) -> Found:
             tell=tell,
         )
     if config.mode != "wise-ft":
-        return Found(tuned, settings, epochs=tuple(epochs))
+        return Found(tuned, settings, (), tuple(epochs), faults, unusable)
 
     def measure(between: Any) -> float:
         verdict = judge(classifier, between, parts["validation"], batch_size=config.batch_size)
         return choice(verdict_metrics(classifier, verdict))
 
     between, alpha, curve = best_between(start, tuned, config.tune.alphas, measure)
-    return Found(between, {"alpha": alpha}, curve, tuple(epochs))
+    return Found(between, {"alpha": alpha}, curve, tuple(epochs), faults, unusable)
+
+
+def _both(some: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return dict(Counter(some) + Counter(more))
 
 
 def _class_weights(config: FinetuneConfig, targets: np.ndarray, num_classes: int) -> tuple[float, ...] | None:
@@ -343,8 +355,8 @@ def _results(task: Task, found: Found, verdict: Verdict) -> dict[str, Any]:
         "num_samples": len(verdict.targets),
         "features": classifier.features or "attention",
         "classnames": list(classifier.classnames),
-        "skipped_samples": verdict.faults,
-        "unusable_samples": list(verdict.unusable),
+        "skipped_samples": _both(found.faults, verdict.faults),
+        "unusable_samples": [*found.unusable, *verdict.unusable],
     }
     if not classifier.multi_label:
         predicted = verdict.logits.argmax(axis=1)

@@ -31,10 +31,14 @@ class Featured(NamedTuple):
     Attributes:
         features: float32 `[n, f]`.
         targets: int32 `[n]`, or multi-hot `[n, c]`.
+        faults: how many samples could not be used, by reason.
+        unusable: the latest of those, in words.
     """
 
     features: np.ndarray
     targets: np.ndarray
+    faults: dict[str, int]
+    unusable: tuple[str, ...]
 
 
 class OverDevices:
@@ -109,9 +113,10 @@ def labelled_features(
         for rows in reader:
             targets.append(rows.targets)
             features.append(run(rows.arrays)[rows.mask])
+        faults, unusable = reader.faults, reader.unusable
     if not features:
         raise no_sample(samples)
-    made = Featured(np.concatenate(features), np.concatenate(targets))
+    made = Featured(np.concatenate(features), np.concatenate(targets), faults, unusable)
     if kept is not None:
         _write(kept, made)
     return made
@@ -130,7 +135,7 @@ def _place(cache: Path, config: ClipConfig, params: Any, samples: Labelled, kind
     if identity is None:
         return None
     asked = {
-        "version": 1,
+        "version": 2,
         "config": dataclasses.asdict(config),
         "weights": fingerprints(params),
         "kind": kind,
@@ -142,14 +147,16 @@ def _place(cache: Path, config: ClipConfig, params: Any, samples: Labelled, kind
 def _read(path: Path) -> Featured | None:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
-            return Featured(arrays["features"], arrays["targets"])
+            faults, unusable = json.loads(str(arrays["faults"]))
+            return Featured(arrays["features"], arrays["targets"], faults, tuple(unusable))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or cut short: it is made again
         return None
 
 
 def _write(path: Path, made: Featured) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(buffer := io.BytesIO(), features=made.features, targets=made.targets)
+    faults = np.array(json.dumps([made.faults, made.unusable]))
+    np.savez(buffer := io.BytesIO(), features=made.features, targets=made.targets, faults=faults)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(buffer.getvalue())
     beside.replace(path)
