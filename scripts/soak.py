@@ -29,7 +29,7 @@ from clip_train.config_file import read_json
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "distributed_shampoo")
 # What measures the machine and not the run.
-TIMES = ("seconds", "data_seconds", "images_per_second", "mfu", "memory", "skipped")
+TIMES = ("seconds", "data_", "images_per_second", "mfu", "memory", "skipped")
 
 
 def command(config, output, overrides):
