@@ -99,4 +99,4 @@ def read_curves(rows: Iterable[Row]) -> dict[str, Curve]:
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+    return float(f"{value:.7g}")

@@ -49,12 +49,21 @@ function logTicks(low, high) {
   return inside.length > 1 ? inside.filter((_, i) => i % Math.ceil(inside.length / 7) === 0) : [low, high];
 }
 
-function label(value) {
+function label(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   for (const [unit, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
-    if (size >= unit) return Number((value / (name === "k" ? 1e3 : unit)).toPrecision(3)) + " " + name;
-  return size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(4)));
+    if (size >= unit) return Number((value / (name === "k" ? 1e3 : unit)).toPrecision(digits)) + " " + name;
+  return size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(digits)));
+}
+
+// With as many digits as tell them apart.
+function labels(values) {
+  for (let digits = 3; digits < 9; digits++) {
+    const found = values.map((value) => label(value, digits));
+    if (new Set(found).size === values.length) return found;
+  }
+  return values.map(String);
 }
 
 function element(name, attributes, text) {
@@ -98,10 +107,11 @@ function draw(card) {
   const first = Math.min(...lines.map((line) => line.x[0])), last = Math.max(...lines.map((line) => line.x[line.x.length - 1]));
   const toX = (x) => LEFT + ((x - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT);
   const toY = (y) => HEIGHT - BOTTOM - ((along(y) - bottom) / (top - bottom || 1)) * (HEIGHT - BOTTOM - TOP);
-  for (const tick of yTicks) {
+  const yLabels = labels(yTicks);
+  yTicks.forEach((tick, i) => {
     svg.append(element("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: toY(tick), y2: toY(tick) }));
-    svg.append(element("text", { x: LEFT - 5, y: toY(tick) + 4, "text-anchor": "end" }, label(tick)));
-  }
+    svg.append(element("text", { x: LEFT - 5, y: toY(tick) + 4, "text-anchor": "end" }, yLabels[i]));
+  });
   for (const tick of ticks(first, last, 4).filter((x) => x >= first && x <= last))
     svg.append(element("text", { x: toX(tick), y: HEIGHT - 8, "text-anchor": "middle" }, label(tick)));
   const clip = Math.random().toString(36).slice(2);
