@@ -24,7 +24,7 @@ Token = int | jax.Array
 
 # From so many tokens on, on a device, a last block for one token of each sequence saves more time (20 d² operations a
 # token) than copying the other layers' weights takes (12 d² each, read and written), for the speeds of today's devices.
-MIN_TOKENS = 16384
+MIN_TOKENS = 8192
 CPU_MIN_TOKENS = 1024
 
 

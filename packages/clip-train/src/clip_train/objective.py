@@ -229,7 +229,7 @@ def clip_objective(
             batch = {**batch, "image": augment(batch["image"], augment_key, augmentation, size=size)}
         mask = batch["attention_mask"] if model.preprocess.mask_padding else None
         embeds: dict[str, jax.Array] = {}
-        with constrain_activations(constrain) if constrain else contextlib.nullcontext():
+        with _traced_for(mesh), constrain_activations(constrain) if constrain else contextlib.nullcontext():
             features = image_features(model, params, **image_inputs(model, batch), key=image_key)
             if kind != "caption":
                 embeds["image"] = project_image(model, params, features.pooled)
@@ -274,3 +274,8 @@ def clip_objective(
         return sum((weight * value for weight, value in parts.values()), jnp.zeros(())), metrics
 
     return ContrastiveObjective(encode=encode, loss=loss)
+
+
+def _traced_for(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Tells the towers, while they are traced, what devices they will run on: they choose attention by it."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
