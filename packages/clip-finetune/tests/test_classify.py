@@ -10,11 +10,11 @@ import pytest
 
 from clip_data import SourceConfig
 from clip_finetune import FinetuneConfig, load_backbone, load_classifier
-from clip_finetune.classify import fit_head
 from clip_finetune.cli import main
+from clip_finetune.linear_probe import fit_head
 from clip_finetune.lora import lora_init, lora_merge
 from clip_finetune.objective import sample_loss
-from clip_finetune.samples import Split
+from clip_finetune.split import Split
 from clip_models import ClipConfig, TextConfig, VisionConfig, init
 from clip_train.probe import ProbeConfig
 

@@ -10,7 +10,7 @@ from clip_data import SourceConfig
 from clip_finetune import load_classifier
 from clip_finetune.cli import main
 from clip_finetune.features import labelled_features
-from clip_finetune.samples import Samples
+from clip_finetune.pictures import Pictures
 from clip_models import load_pretrained
 from clip_train.log import read_jsonl
 
@@ -63,7 +63,7 @@ def test_features_are_found_again_while_weights_and_samples_are_the_same(folder,
     config, params = load_pretrained(folder / "eyes")
 
     def samples(name):
-        return Samples(SourceConfig(format="tfrecord", shards=str(folder / name)), ("red", "blue"))
+        return Pictures(SourceConfig(format="tfrecord", shards=str(folder / name)), ("red", "blue"))
 
     def features(params, samples):
         return labelled_features(config, params, samples, batch_size=16, cache=tmp_path / "kept")

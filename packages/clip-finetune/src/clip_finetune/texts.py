@@ -18,7 +18,8 @@ from clip_data import SourceConfig, Tokenizer
 from clip_data.fields import CAPTION_KEYS, LABEL_KEYS
 from clip_data.records import IndexedShard, list_source
 from clip_data.sources import open_shard
-from clip_finetune.samples import Rows, Split
+from clip_finetune.samples import Rows
+from clip_finetune.split import Split
 from clip_models import ClipConfig
 from clip_train.evaluate.targets import multi_hot
 from clip_train.inputs import data_config
