@@ -7,6 +7,8 @@ import time
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clip_data import DataConfig, DataError, Pipeline, SourceConfig, preparer
@@ -491,3 +493,57 @@ def test_a_process_may_end_while_threads_decode(tmp_path, encode):
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_texts_alone_need_no_image_and_count_what_is_wrong_with_them(damaged, config, tokenizer_dir):
+    options = {"image_size": None, "shuffle": False, "num_epochs": 1, "tokenizer": tokenizer_dir}
+    with Pipeline(config(damaged, **options), global_batch_size=16) as pipeline:
+        first, cursor, *rest = next(pipeline), pipeline.cursor(), *pipeline
+        assert pipeline.faults == {
+            "shard_cut_short": 1,
+            "bad_checksum": 1,
+            "empty_caption": 1,
+            "caption_not_utf8": 1,
+        }
+        pipeline.seek(cursor)
+        same(list(pipeline), rest)
+    assert first.image is first.pixel_attention_mask is None
+    assert set(first.image_ids) == {-1}
+    assert first.mask.tolist() == [n not in (5, 8) for n in range(16)]
+    assert first.input_ids[4].tolist() == [3, 4, 5, 6, 11, 1, 0, 0]
+    with (
+        Pipeline(
+            config(damaged, resize_mode="naflex", **options | {"num_workers": 1}), global_batch_size=16
+        ) as workers,
+        Pipeline(config(damaged, shuffle=False, num_epochs=1), global_batch_size=16) as pictures,
+    ):
+        same([next(workers)], [first])
+        with pytest.raises(ValueError, match="images was False and is None"):
+            pictures.seek(cursor)
+
+
+@pytest.mark.parametrize("form", ["parquet", "paths", "csv", "folder"])
+def test_texts_alone_leave_images_unread(tmp_path, encode, form):
+    captions = [f"a photo of number {n}" for n in range(5)]
+    names = [f"{n}.png" for n in range(5)]
+    path = tmp_path / f"a.{'csv' if form == 'csv' else 'parquet'}"
+    if form == "csv":
+        path.write_text("\n".join(["image,caption", *map(",".join, zip(names, captions, strict=True))]))
+    elif form == "folder":
+        for name, caption in zip(names, captions, strict=True):
+            (tmp_path / name).symlink_to(__file__)  # which is no image
+            (tmp_path / name).with_suffix(".txt").write_text(caption)
+    else:
+        images = names if form == "paths" else [encode()] * 4 + [None]
+        pq.write_table(pa.table({"image": images, "caption": captions}), path)
+    source = SourceConfig(
+        format="parquet" if form == "paths" else form, shards=str(tmp_path if form == "folder" else path)
+    )
+    config = DataConfig(sources=(source,), image_size=None, tokenizer=None, text_length=8, shuffle=False, num_epochs=1)
+    with Pipeline(config, global_batch_size=5) as pipeline:
+        batch = next(pipeline)
+        assert pipeline.faults == {}
+    assert batch.caption == captions
+    assert batch.key == (
+        [""] * 5 if form == "parquet" else [n.removesuffix(".png") for n in names] if form == "folder" else names
+    )

@@ -59,6 +59,31 @@ def test_embeddings_are_the_models_in_the_order_of_the_data_whatever_stops_them(
         next(embed(opened, source, tmp_path, **options | {"dtype": "float16"}))
 
 
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_captions_are_embedded_beside_the_pictures_or_without_them(model, squares, tmp_path, format):
+    directory, opened, source, expected = model
+    options = {"format": format, "batch_size": 16, "shard_size": 32}
+    assert list(itertools.islice(embed(opened, source, tmp_path / "t", what="texts", **options), 1)) == [32]
+    flags = ["--format", format, "--batch-size", "16", "--shard-size", "32", "--to", str(tmp_path / "t")]
+    assert main(["embed", str(directory), "--data", str(source.shards), "--what", "texts", *flags]) == 0
+    list(embed(opened, source, tmp_path / "b", what="both", **options))
+    shards = list(read_shards(tmp_path / "t"))
+    assert [len(rows) for _, rows in shards] == [32, 32, 32]
+    captions = [row.caption for _, rows in shards for row in rows]
+    texts = opened.encoders.texts(opened.params, opened.tokenizer(), captions, batch_size=16)
+    np.testing.assert_allclose(np.concatenate([embeds for embeds, _ in shards]), texts, atol=1e-6)
+    for side, embeds in (("images", expected), ("texts", texts)):
+        found = np.concatenate([embeds for embeds, _ in read_shards(tmp_path / "b", side)])
+        np.testing.assert_allclose(found, embeds, atol=1e-6)
+    assert [row for _, rows in read_shards(tmp_path / "b") for row in rows] == [r for _, rows in shards for r in rows]
+    assert nearest(tmp_path / "t", texts[:1], top=1)[0][0].row.caption == captions[0]
+    with pytest.raises(ConfigError, match="holds other embeddings \\(what 'texts'\\)"):
+        next(embed(opened, source, tmp_path / "t", **options))
+    blind = dataclasses.replace(opened, config=dataclasses.replace(opened.config, vision=None))
+    with pytest.raises(ConfigError, match="has no tower for images; --what both needs one"):
+        next(embed(blind, source, tmp_path / "n", what="both"))
+
+
 def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsys):
     directory, _, _, expected = model
     to = tmp_path / "out"

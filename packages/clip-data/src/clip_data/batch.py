@@ -17,11 +17,11 @@ class Batch:
 
     Args:
         image: uint8 [b, h, w, 3], RGB in [0, 255]; with ``"naflex"`` patches, uint8 [b, p, patch · patch · 3], in the
-            order of transformers' Siglip2ImageProcessor, zero after the last.
+            order of transformers' Siglip2ImageProcessor, zero after the last. None where the pipeline reads texts only.
         input_ids: int32 [b, t], or None where the pipeline has no tokenizer.
         attention_mask: int32 [b, t], 1 at tokens and 0 at padding, or None likewise.
         mask: bool [b], True for real rows.
-        image_ids: int32 [b], equal for equal image bytes; a checksum, -1 where the row is not real.
+        image_ids: int32 [b], equal for equal image bytes; a checksum, -1 where the row is not real or has no image.
         text_ids: int32 [b], equal for equal captions; likewise.
         label: int32 [b], -1 where a record has none; None where no record of the batch has one.
         key: b keys, for people.
@@ -31,7 +31,7 @@ class Batch:
         embeddings: float32 [b, e] by the field's name, of those that the config asks for; zero where a row is not real.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     input_ids: np.ndarray | None
     attention_mask: np.ndarray | None
     mask: np.ndarray

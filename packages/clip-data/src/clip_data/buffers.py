@@ -47,7 +47,9 @@ class Layout(NamedTuple):
         """
         num_rows, length = shape
         arrays_of: dict[str, tuple[tuple[int, ...], str]]
-        if config.resize_mode == "naflex":
+        if not config.has_images:
+            arrays_of = {}
+        elif config.resize_mode == "naflex":
             arrays_of = {
                 "image": ((num_rows, length, config.patch_size**2 * 3), "u1"),
                 "pixel_attention_mask": ((num_rows, length), "i4"),

@@ -80,7 +80,8 @@ class DataConfig:
 
     Args:
         sources: At least one.
-        image_size: Side of the images, or their height and width, in pixels.
+        image_size: Side of the images, or their height and width, in pixels. None: texts only; no image is read or
+            decoded, a record needs none, and filters know its size from its metadata alone.
         resize_mode: How a picture gets to that size, as in ``decode_image``; or ``"naflex"``, which keeps its aspect
             ratio and cuts it into patches.
         patch_size: Side of a patch, in pixels, with ``"naflex"``.
@@ -123,7 +124,7 @@ class DataConfig:
     """
 
     sources: tuple[SourceConfig, ...]
-    image_size: int | tuple[int, int]
+    image_size: int | tuple[int, int] | None
     resize_mode: ResizeMode | Literal["naflex"] = "squash"
     patch_size: int = 16
     max_patches: int | tuple[int, ...] = 256
@@ -160,9 +161,9 @@ class DataConfig:
             raise ValueError(f"max_patches must be a length or several, at least 1, not {self.max_patches!r}")
         if len(self.patch_lengths) > 1 and self.resize_mode == "naflex" and self.evaluates:
             raise ValueError(f"max_patches must be one length in an evaluation, not {self.max_patches!r}")
-        if not isinstance(self.image_size, int):
+        if self.image_size is not None and not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(self.image_size))
-        if len(self.image_shape) != 2 or min(self.image_shape) < 1:
+        if self.has_images and (len(self.image_shape) != 2 or min(self.image_shape) < 1):
             raise ValueError(f"image_size must be a side or a height and a width, at least 1, not {self.image_size!r}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, not {self.num_workers!r}")
@@ -195,9 +196,15 @@ class DataConfig:
             raise ValueError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")
 
     @property
+    def has_images(self) -> bool:
+        """Whether images are read."""
+        return self.image_size is not None
+
+    @property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        """Height and width of the images; 0 and 0 where there are none."""
+        size = self.image_size or 0
+        return (size, size) if isinstance(size, int) else size
 
     @property
     def patch_lengths(self) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ def identity(config: DataConfig, paths: Sequence[Sequence[str]], counts: Sequenc
         "transform": transform_identity(config.transform),
         "sources": sources,
         **({"embeddings": config.embeddings} if config.embeddings else {}),
+        **({} if config.has_images else {"images": False}),
     }
 
 

@@ -27,7 +27,7 @@ class Record:
 
     Args:
         key: Its key, for people; not always unique.
-        image: The bytes of an image file, not yet looked at.
+        image: The bytes of an image file, not yet looked at; ``b""`` where only texts are read.
         caption: Its text, ``""`` where it has none.
         label: Its class, or None.
         metadata: All other fields.
@@ -49,7 +49,14 @@ class Record:
 
 
 def to_record(
-    fields: dict[str, Any], source: SourceConfig, *, shard: str, row: int, offset: int | None = None, draw: int = 0
+    fields: dict[str, Any],
+    source: SourceConfig,
+    *,
+    shard: str,
+    row: int,
+    offset: int | None = None,
+    draw: int = 0,
+    images: bool = True,
 ) -> Record:
     """Makes a record of stored fields.
 
@@ -61,11 +68,12 @@ def to_record(
         row: Likewise.
         offset: Likewise.
         draw: 64 bits that choose among captions.
+        images: Whether it needs an image; otherwise one that it has is left out.
 
     Raises:
         RecordError: It has no image, or lacks the label that the source names.
     """
-    image = _take_image(fields, source.image_key)
+    image = _take_image(fields, source.image_key, is_needed=images)
     caption, is_utf8 = _caption(fields, source.caption_key, draw)
     label = _label(fields, source.label_key)
     key, _ = _text(fields.pop("__key__", None) or fields.get("key"))
@@ -82,11 +90,13 @@ def to_record(
     )
 
 
-def _take_image(fields: dict[str, Any], name: str) -> bytes:
+def _take_image(fields: dict[str, Any], name: str, *, is_needed: bool) -> bytes:
     key = "__image__" if "__image__" in fields else _find(fields, name, IMAGE_KEYS)
     if key != "__image__" and name == "auto" and (key is None or _is_nothing(fields[key])):
         key = next((other for other, value in fields.items() if is_picture(_image_bytes(value) or b"")), key)
     image = _image_bytes(fields.pop(key)) if key else b""
+    if not is_needed:
+        return b""
     if key and image is None:
         raise RecordError("null_image", f"{key} is null")
     if not image:

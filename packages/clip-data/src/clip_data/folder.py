@@ -24,13 +24,14 @@ class FolderReader:
 
     Args:
         path: The folder.
+        images: False reads what lies beside them alone.
 
     Raises:
         OSError: It cannot be listed.
     """
 
-    def __init__(self, path: str):
-        self._folder = path
+    def __init__(self, path: str, *, images: bool = True):
+        self._folder, self._reads_images = path, images
         self._names, beside = _find_images(path)
         self._beside = [beside.get(os.path.splitext(name)[0], ()) for name in self._names]
         self.fault: Fault | None = None
@@ -56,7 +57,8 @@ class FolderReader:
             data, kind = self._read(f"{stem}.{extension}"), extension.lower()
             fields |= _parse_json(data, stem) if kind == "json" else {kind: data}
         key = os.fsencode(stem).decode("utf-8", "replace")
-        return fields | {"__image__": self._read(self._names[row]), "__key__": key}
+        image = {"__image__": self._read(self._names[row])} if self._reads_images else {}
+        return fields | image | {"__key__": key}
 
     def _read(self, name: str) -> bytes:
         try:
@@ -73,13 +75,14 @@ class ClassFolderReader:
 
     Args:
         path: The folder of the classes' folders.
+        images: As for ``FolderReader``.
 
     Raises:
         OSError: It cannot be listed.
     """
 
-    def __init__(self, path: str):
-        self._images = FolderReader(path)
+    def __init__(self, path: str, *, images: bool = True):
+        self._images = FolderReader(path, images=images)
         self.fault = self._images.fault
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
         self._labels = {name: label for label, name in enumerate(names)}

@@ -85,7 +85,7 @@ class Job:
             input_ids, attention_mask = self._tokenizer(captions)
         names = [name for name in self.arrays if name.startswith(EMBEDDING)]
         return Batch(
-            **{name: array for name, array in self.arrays.items() if name not in names},
+            **{"image": None} | {name: array for name, array in self.arrays.items() if name not in names},
             embeddings={name.removeprefix(EMBEDDING): self.arrays[name] for name in names},
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -44,13 +44,14 @@ class ParquetReader:
     Args:
         path: Where it is.
         image_key: Column of the images or of their paths, or ``"auto"``.
+        images: False reads no image, and needs no such column.
 
     Raises:
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: str, *, image_key: str):
-        self._path = path
+    def __init__(self, path: str, *, image_key: str, images: bool = True):
+        self._path, self._reads_images = path, images
         self._lock = threading.Lock()
         self._groups: dict[int, _Group | RecordError] = {}
         self._ends: list[int] = []
@@ -68,7 +69,7 @@ class ParquetReader:
                 thrift_container_size_limit=_MAX_FOOTER_ITEMS,
             )
             self._ends = _row_ends(self._file.metadata, shard.size)
-            self._image, self._holds_paths = _find_image(self._file.schema_arrow, image_key)
+            self._image, self._holds_paths = _find_image(self._file.schema_arrow, image_key, images)
         except _DAMAGE as error:
             self._bytes.raise_failure()
             detail = f"not a Parquet file of images, or a damaged one ({str(error).strip():.300})"
@@ -86,10 +87,11 @@ class ParquetReader:
         number = bisect.bisect_right(self._ends, row)
         index, group = row - self._first(number), self._group(number)
         fields = {name: column[index] for name, column in group.columns.items()}
-        image = group.images[index].as_py()
+        image = None if group.images is None else group.images[index].as_py()
         if not self._holds_paths:
-            return fields | {"__image__": image}
-        return fields | {"__image__": read_image_at(image, self._path), "__key__": fields.get("key") or image}
+            return fields | ({"__image__": image} if self._reads_images else {})
+        key = {"__key__": fields.get("key") or image}
+        return fields | key | ({"__image__": read_image_at(image, self._path)} if self._reads_images else {})
 
     def _first(self, group: int) -> int:
         return self._ends[group - 1] if group else 0
@@ -114,12 +116,17 @@ class ParquetReader:
         """Reads a row group in steps: how much its dictionaries expand to, its footer does not tell."""
         batches: list[pa.RecordBatch] = []
         num_bytes = 0
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], use_threads=False):
+        schema, names = file.schema_arrow, None
+        # The pictures are most of a file, and a column that is not asked for is not read.
+        if not self._reads_images and not self._holds_paths and self._image is not None and len(schema) > 1:
+            schema = schema.remove(schema.get_field_index(self._image))
+            names = schema.names
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], columns=names, use_threads=False):
             num_bytes += batch.nbytes
             if num_bytes > self._max_bytes:
                 raise ValueError(f"more than {self._max_bytes} bytes from a file of {self._bytes.size}")
             batches.append(batch)
-        table = pa.Table.from_batches(batches, file.schema_arrow)
+        table = pa.Table.from_batches(batches, schema)
         table.validate()
         num_rows = self._ends[number] - self._first(number)
         if table.num_rows != num_rows:
@@ -130,15 +137,16 @@ class ParquetReader:
 class _Group(NamedTuple):
     """A row group: its images or their paths as pyarrow holds them, in few runs of memory, and the other columns."""
 
-    images: pa.Array | pa.ChunkedArray
+    images: pa.Array | pa.ChunkedArray | None
     columns: dict[str, list[Any]]
 
     @staticmethod
-    def of(table: pa.Table, image: str) -> _Group:
+    def of(table: pa.Table, image: str | None) -> _Group:
         names = [name for name in table.column_names if name != image]
         columns = {name: _values(table.column(name)) for name in names}
         # In one run of memory: of small ones pyarrow's allocator leaves half as much again unused between them.
-        return _Group(table.column(image).combine_chunks(), columns)
+        images = table.column(image).combine_chunks() if image in table.column_names else None
+        return _Group(images, columns)
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[tuple[bytes, dict[str, Any]]]) -> int:
@@ -250,25 +258,27 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         raise
 
 
-def _find_image(schema: pa.Schema, image_key: str) -> tuple[str, bool]:
-    """Returns the column of the images, and whether it holds their paths.
+def _find_image(schema: pa.Schema, image_key: str, is_needed: bool) -> tuple[str | None, bool]:
+    """Returns the column of the images, and whether it holds their paths; None where there need be none.
 
     Named columns come first, then the only one that can hold bytes.
     """
     binary = [field.name for field in schema if _holds_bytes(field.type)]
     wanted = IMAGE_KEYS if image_key == "auto" else (image_key,)
     found = next((name for name in wanted if name in binary), None)
-    if found is None and image_key == "auto" and len(binary) == 1:
+    if found is None and image_key == "auto" and len(binary) == 1 and is_needed:
         found = binary[0]
     if found is not None:
         return found, False
     try:
-        found = find_path_column([field.name for field in schema if _holds_text(field.type)], image_key)
+        found = find_path_column(
+            [field.name for field in schema if _holds_text(field.type)], image_key, is_needed=is_needed
+        )
     except ValueError:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         names = " or ".join(wanted)
         raise ValueError(f"no column {names} of images or of their paths; the columns are {columns}") from None
-    return found, True
+    return found, found is not None
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -196,7 +196,7 @@ class Pipeline:
             expected = expected_count(path, "count" if source.format == "parquet" else "successes")
             if expected is not None:
                 return expected, None
-            shard = IndexedShard(source, path)
+            shard = IndexedShard(source, path, images=self.config.has_images)
             return len(shard), shard.fault
 
         counts = []

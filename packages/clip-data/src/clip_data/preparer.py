@@ -44,7 +44,8 @@ class Sample(NamedTuple):
     def of(record: Record, place: Place) -> Sample:
         """Takes from a record what stays when its image is decoded."""
         text = record.caption.encode("utf-8", "replace")
-        return Sample(record.key, record.caption, record.label, _checksum(record.image), _checksum(text), place)
+        image_id = _checksum(record.image) if record.image else -1
+        return Sample(record.key, record.caption, record.label, image_id, _checksum(text), place)
 
 
 class Preparer:
@@ -181,7 +182,8 @@ class Preparer:
                 )
             for name, width in self.config.embeddings.items():
                 arrays[EMBEDDING + name][row] = read_embedding(record.metadata, name, width)
-            self._decode(record.image, arrays, row)
+            if self.config.has_images:
+                self._decode(record.image, arrays, row)
         except RecordError as error:
             fault = Fault(
                 shard=shard.path, row=place.row, offset=offset, key=key, reason=error.reason, detail=error.detail
@@ -227,7 +229,8 @@ class Preparer:
                 self._open.popitem(last=False)
         with slot.lock:
             if slot.shard is None:
-                slot.shard = IndexedShard(self.config.sources[source], self._paths[source][number])
+                path = self._paths[source][number]
+                slot.shard = IndexedShard(self.config.sources[source], path, images=self.config.has_images)
             return slot.shard
 
 

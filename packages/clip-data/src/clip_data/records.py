@@ -44,20 +44,20 @@ class Reader(Protocol):
         ...
 
 
-def _parquet(path: str, source: SourceConfig) -> Reader:
+def _parquet(path: str, source: SourceConfig, images: bool) -> Reader:
     from clip_data.parquet import ParquetReader  # pyarrow.parquet takes longer to import than all else here
 
-    return ParquetReader(path, image_key=source.image_key)
+    return ParquetReader(path, image_key=source.image_key, images=images)
 
 
-_READERS: dict[Format, Callable[[str, SourceConfig], Reader]] = {
-    "tfrecord": lambda path, source: TFRecordReader(path),
-    "webdataset": lambda path, source: TarReader(path),
+_READERS: dict[Format, Callable[[str, SourceConfig, bool], Reader]] = {
+    "tfrecord": lambda path, source, images: TFRecordReader(path),
+    "webdataset": lambda path, source, images: TarReader(path),
     "parquet": _parquet,
-    "csv": lambda path, source: TableReader(path, delimiter=",", image_key=source.image_key),
-    "tsv": lambda path, source: TableReader(path, delimiter="\t", image_key=source.image_key),
-    "folder": lambda path, source: FolderReader(path),
-    "class_folder": lambda path, source: ClassFolderReader(path),
+    "csv": lambda path, source, images: TableReader(path, delimiter=",", image_key=source.image_key, images=images),
+    "tsv": lambda path, source, images: TableReader(path, delimiter="\t", image_key=source.image_key, images=images),
+    "folder": lambda path, source, images: FolderReader(path, images=images),
+    "class_folder": lambda path, source, images: ClassFolderReader(path, images=images),
 }
 
 
@@ -67,15 +67,18 @@ class IndexedShard:
     Args:
         source: The source it belongs to.
         path: As ``list_source`` returns it.
+        images: False leaves images out: records need none, those of Parquet, tables and folders are not even read, and
+            ``Record.image`` is empty.
 
     Raises:
         OSError: It cannot be read.
     """
 
-    def __init__(self, source: SourceConfig, path: str):
+    def __init__(self, source: SourceConfig, path: str, *, images: bool = True):
         self.path = path
         self._source = source
-        self._reader = _READERS[source.format](path, source)
+        self._images = images
+        self._reader = _READERS[source.format](path, source, images)
         self._wants = make_predicate(source.filters)
         self._unwanted: dict[int, str] = {}
         self.fault = self._reader.fault
@@ -120,8 +123,9 @@ class IndexedShard:
         """
         if row in self._unwanted:  # drawn again as a replacement
             raise RecordError("filtered", self._unwanted[row])
+        fields, offset = self._reader.read(row), self.offset(row)
         record = to_record(
-            self._reader.read(row), self._source, shard=self.path, row=row, offset=self.offset(row), draw=draw
+            fields, self._source, shard=self.path, row=row, offset=offset, draw=draw, images=self._images
         )
         reason = self._wants(record.metadata, record.image) if self._source.filters else None
         if reason is not None:

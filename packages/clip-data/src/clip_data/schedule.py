@@ -60,7 +60,7 @@ class Schedule:
             config: Of a pipeline.
             global_batch_size: As for the class.
         """
-        lengths = config.patch_lengths if config.resize_mode == "naflex" else (0,)
+        lengths = config.patch_lengths if config.has_images and config.resize_mode == "naflex" else (0,)
         return Schedule(global_batch_size, lengths, seed=config.seed, num_streams=config.num_streams)
 
     def __call__(self, number: int) -> BatchShape:

@@ -27,13 +27,14 @@ class TableReader:
         path: Where it is.
         delimiter: Between fields.
         image_key: Column of image paths, relative to the table's folder, or ``"auto"``.
+        images: False reads no image, and needs no such column.
 
     Raises:
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: str, *, delimiter: str, image_key: str):
-        self._path = path
+    def __init__(self, path: str, *, delimiter: str, image_key: str, images: bool = True):
+        self._path, self._reads_images = path, images
         self._columns: dict[str, Any] = {}
         self.fault: Fault | None = None
         shard = open_shard(path)
@@ -42,7 +43,7 @@ class TableReader:
             return
         try:
             self._columns, wrong = _read_columns(shard.read_at(0, shard.size), delimiter)
-            self._image = find_path_column(list(self._columns), image_key)
+            self._image = find_path_column(list(self._columns), image_key, is_needed=images)
         except ValueError as error:
             self._columns = {}
             self.fault = Fault(shard=path, reason="bad_shard", detail=f"no table: {error}", lost=False)
@@ -61,23 +62,25 @@ class TableReader:
     def read(self, row: int) -> dict[str, Any]:
         """Returns a record's fields, and its image from the file that the row names."""
         fields = {name: _decoded(column[row].as_py()) for name, column in self._columns.items()}
-        name = fields.pop(self._image)
-        return fields | {"__image__": read_image_at(name, self._path), "__key__": fields.get("key") or name}
+        name = fields.pop(self._image) if self._image else None
+        image = {"__image__": read_image_at(name, self._path)} if self._reads_images else {}
+        return fields | image | {"__key__": fields.get("key") or name}
 
 
-def find_path_column(names: Sequence[str], image_key: str) -> str:
+def find_path_column(names: Sequence[str], image_key: str, *, is_needed: bool = True) -> str | None:
     """Returns the column that holds the paths of images.
 
     Args:
         names: Of all columns.
         image_key: As in ``SourceConfig``.
+        is_needed: Otherwise None is returned where there is none.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, and it is needed.
     """
     wanted = _PATH_KEYS if image_key == "auto" else (image_key,)
     found = next((name for name in wanted if name in names), None)
-    if found is None:
+    if found is None and is_needed:
         raise ValueError(f"no column {' or '.join(wanted)} of image paths; the columns are {', '.join(names)}")
     return found
 

@@ -246,6 +246,7 @@ def refusals(config: DataConfig) -> list[str]:
         "reads TFRecord alone": all(source.format == "tfrecord" for source in config.sources),
         "knows no transform and no filters": config.transform is None
         and not any(source.filters for source in config.sources),
+        "decodes images, and reads none without them": config.has_images,
         "makes no patches": config.resize_mode != "naflex",
         "reads no embeddings": not config.embeddings,
         "decodes in this process, without num_workers": not config.num_workers,

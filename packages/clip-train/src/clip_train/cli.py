@@ -157,14 +157,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--private", action="store_true", help="a repository that --push makes is not public")
     export.set_defaults(action=_export)
 
-    embed = verbs.add_parser("embed", help="embed a data set's pictures; started again it continues")
+    embed = verbs.add_parser("embed", help="embed a data set's pictures or captions; continues when run again")
     embed.add_argument("model", help="a run's directory, a model's directory, or a name on the Hugging Face Hub")
     embed.add_argument("--data", required=True, help="shards, a folder of them, or a folder of pictures")
     embed.add_argument("--data-format", help="of --data; guessed from the names")
     embed.add_argument("--to", required=True, help="the directory for the embeddings")
+    embed.add_argument("--what", choices=("images", "texts", "both"), default="images", help="default: %(default)s")
     embed.add_argument("--format", choices=("parquet", "npy"), default="parquet", help="default: %(default)s")
     embed.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: %(default)s")
-    embed.add_argument("--batch-size", type=int, default=256, help="pictures at once (default: %(default)s)")
+    embed.add_argument("--batch-size", type=int, default=256, help="samples at once (default: %(default)s)")
     embed.add_argument("--shard-size", type=int, default=65536, help="embeddings in a file (default: %(default)s)")
     embed.set_defaults(action=_embed)
 
@@ -253,6 +254,7 @@ def _embed(options: argparse.Namespace) -> int:
         options.data,
         Path(options.to),
         data_format=options.data_format,
+        what=options.what,
         format=options.format,
         dtype=options.dtype,
         batch_size=options.batch_size,

@@ -1,4 +1,4 @@
-"""`clip-train embed`: a data set's embeddings as shards of Parquet or NumPy, in the order of the data, resumable."""
+"""`clip-train embed`: embeddings of pictures and captions as Parquet or NumPy, in the order of the data, resumable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,10 @@ from clip_train.open_model import OpenModel
 from clip_train.output import write_json
 
 EmbedFormat = Literal["parquet", "npy"]
+EmbedWhat = Literal["images", "texts", "both"]
+Side = Literal["images", "texts"]
+_COLUMNS: dict[Side, str] = {"images": "embedding", "texts": "text_embedding"}
+_FIRST = ("embeddings-00000.", "text_embeddings-00000.")  # may be there before the index is
 INDEX = "index.json"
 
 
@@ -42,27 +46,34 @@ class Row:
     row: int
 
 
+_ROW_FIELDS = dataclasses.fields(Row)
+
+
 def embed(
     model: OpenModel,
     source: SourceConfig,
     to: Path,
     *,
+    what: EmbedWhat = "images",
     format: EmbedFormat = "parquet",
     batch_size: int = 256,
     shard_size: int = 65536,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> Iterator[int]:
-    """Embed the pictures of a source, and write them shard by shard; continue where an earlier start ended.
+    """Embed the pictures or captions of a source, write them shard by shard, and continue an earlier start.
 
-    `embeddings-00000.parquet` holds the columns of `Row` and `embedding`; as `npy`, `embeddings-00000.npy` holds the
-    embeddings `[n, e]` and `embeddings-00000.json` the rows. A shard appears whole or not at all.
+    `embeddings-00000.parquet` holds the columns of `Row`, and `embedding` of the picture or `text_embedding` of the
+    caption, or both; as `npy`, `embeddings-00000.npy` and `text_embeddings-00000.npy` hold them, `[n, e]`, and
+    `embeddings-00000.json` the rows. A shard appears whole or not at all.
 
     Args:
         model: which.
-        source: the pictures; those that cannot be read are left out.
+        source: the samples; those whose picture cannot be read or whose caption is blank are left out, where that is
+            embedded. Of several captions of a sample one is, which its row names.
         to: the directory.
+        what: is embedded. For texts alone no picture is read, and none need be there.
         format: of the shards.
-        batch_size: pictures encoded at once over all devices.
+        batch_size: samples encoded at once over all devices.
         shard_size: about how many embeddings a shard holds: the next multiple of the batch size.
         dtype: of the embeddings.
 
@@ -70,30 +81,41 @@ def embed(
         How many samples of the source are done, after each shard.
 
     Raises:
-        ConfigError: the directory holds something else, or the embeddings of another model or source.
+        ConfigError: the directory holds something else, or the embeddings of another model or source; or the model
+            lacks the tower.
     """
+    towers = {"images": model.config.vision, "texts": model.config.text}
+    sides: list[Side] = ["images", "texts"] if what == "both" else [what]
+    if missing := [side for side in sides if towers[side] is None]:
+        raise ConfigError(f"{model.name} has no tower for {missing[0]}; --what {what} needs one")
+    if "texts" in sides:
+        model.tokenizer()
     to.mkdir(parents=True, exist_ok=True)
     batch_size = model.encoders.batch_size(batch_size)
-    what = {"model": model.name, "source": config_to_json(source), "format": format, "dtype": dtype}
-    index = _open_index(to, what)
-    data = model.data(source, tokenizer=None, shuffle=False, num_epochs=1, transform=_with_place)
+    wanted = {"model": model.name, "source": config_to_json(source), "what": what, "format": format, "dtype": dtype}
+    index = _open_index(to, wanted)
+    without: dict[str, Any] = {"images": {"tokenizer": None}, "texts": {"image_size": None}, "both": {}}[what]
+    data = model.data(source, **without, shuffle=False, num_epochs=1, transform=_with_place)
     with Pipeline(data, global_batch_size=batch_size) as pipeline:
         if index["cursor"] is not None:
             pipeline.seek(index["cursor"])
         batches_per_shard = -(-shard_size // batch_size)
         done = index["num_read"]
-        encoded = _encoded(model, pipeline)
+        encoded = _encoded(model, pipeline, sides)
         while part := list(itertools.islice(encoded, batches_per_shard)):
             rows = [row for _, rows, _ in part for row in rows]
-            embeds = np.concatenate([embeds for embeds, _, _ in part]).astype(dtype)
-            _write_shard(to / f"embeddings-{index['num_shards']:05d}", embeds, rows, format)
+            embeds = {
+                _COLUMNS[side]: np.concatenate([arrays[number] for arrays, _, _ in part]).astype(dtype)
+                for number, side in enumerate(sides)
+            }
+            _write_shard(to, index["num_shards"], embeds, rows, format)
             done = min(done + len(part) * batch_size, pipeline.num_samples)
             index |= {
                 "num_shards": index["num_shards"] + 1,
                 "num_rows": index["num_rows"] + len(rows),
                 "num_read": done,
                 "cursor": part[-1][2],
-                "width": embeds.shape[1],
+                "width": model.config.embed_dim,
             }
             write_json(to / INDEX, index)
             yield done
@@ -113,23 +135,28 @@ def read_index(directory: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_shards(directory: Path) -> Iterator[tuple[np.ndarray, list[Row]]]:
+def read_shards(directory: Path, side: Side | None = None) -> Iterator[tuple[np.ndarray, list[Row]]]:
     """The embeddings `[n, e]` of each shard, as stored, and their rows.
 
     Args:
         directory: that `embed` wrote.
+        side: whose; by default the pictures', where they are embedded.
 
     Raises:
         ConfigError: it holds no embeddings.
     """
     index = read_index(directory)
+    column = _COLUMNS[side or ("texts" if index["what"] == "texts" else "images")]
     for number in range(index["num_shards"]):
-        stem = directory / f"embeddings-{number:05d}"
         if index["format"] == "npy":
-            rows = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-            yield np.load(stem.with_suffix(".npy"), mmap_mode="r"), [Row(*row) for row in rows]
+            rows = json.loads(_path(directory, "embeddings", number, "json").read_text(encoding="utf-8"))
+            yield np.load(_path(directory, f"{column}s", number, "npy"), mmap_mode="r"), [Row(*row) for row in rows]
         else:
-            yield _read_parquet(stem.with_suffix(".parquet"))
+            yield _read_parquet(_path(directory, "embeddings", number, "parquet"), column)
+
+
+def _path(directory: Path, name: str, number: int, suffix: str) -> Path:
+    return directory / f"{name}-{number:05d}.{suffix}"
 
 
 def _with_place(record: Record) -> Record:
@@ -137,16 +164,20 @@ def _with_place(record: Record) -> Record:
     return dataclasses.replace(record, key=json.dumps([record.key, record.shard, record.row]))
 
 
-def _encoded(model: OpenModel, pipeline: Pipeline) -> Iterator[tuple[np.ndarray, list[Row], dict[str, Any]]]:
-    """Embeddings, rows and the cursor after each batch; the device works on the next one meanwhile."""
-    pending: collections.deque[tuple[jax.Array, Batch, dict[str, Any]]] = collections.deque()
+_Encoded = tuple[list[np.ndarray], list[Row], dict[str, Any]]
 
-    def fetch() -> tuple[np.ndarray, list[Row], dict[str, Any]]:
-        embeds, batch, cursor = pending.popleft()
-        return to_local(embeds)[batch.mask], _rows(batch), cursor
+
+def _encoded(model: OpenModel, pipeline: Pipeline, sides: Sequence[Side]) -> Iterator[_Encoded]:
+    """Each side's embeddings, rows and the cursor after each batch; the device works on the next one meanwhile."""
+    starts = {"images": model.encoders.start_images, "texts": model.encoders.start_texts}
+    pending: collections.deque[tuple[list[jax.Array], Batch, dict[str, Any]]] = collections.deque()
+
+    def fetch() -> _Encoded:
+        arrays, batch, cursor = pending.popleft()
+        return [to_local(array)[batch.mask] for array in arrays], _rows(batch), cursor
 
     for batch in pipeline:
-        pending.append((model.encoders.start_images(model.params, batch), batch, pipeline.cursor()))
+        pending.append(([starts[side](model.params, batch) for side in sides], batch, pipeline.cursor()))
         if len(pending) > 1:
             yield fetch()
     while pending:
@@ -162,42 +193,46 @@ def _rows(batch: Batch) -> list[Row]:
     return rows
 
 
-def _open_index(to: Path, what: dict[str, Any]) -> dict[str, Any]:
+def _open_index(to: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if (to / INDEX).exists():
         index = read_index(to)
-        if changed := [name for name in what if index[name] != what[name]]:
+        if changed := [name for name in wanted if index[name] != wanted[name]]:
             there = ", ".join(f"{name} {index[name]!r}" for name in changed)
             raise ConfigError(f"--to: {to} holds other embeddings ({there}); give another directory")
         return index
-    if any(path.suffix != ".new" and not path.name.startswith("embeddings-00000.") for path in to.iterdir()):
+    if any(path.suffix != ".new" and not path.name.startswith(_FIRST) for path in to.iterdir()):
         raise ConfigError(f"--to: {to} is not empty and holds no embeddings; give a new directory")
-    return {**what, "num_shards": 0, "num_rows": 0, "num_read": 0, "cursor": None, "width": None}
+    return {**wanted, "num_shards": 0, "num_rows": 0, "num_read": 0, "cursor": None, "width": None}
 
 
-def _write_shard(stem: Path, embeds: np.ndarray, rows: list[Row], format: EmbedFormat) -> None:
+def _write_shard(
+    to: Path, number: int, embeds: Mapping[str, np.ndarray], rows: Sequence[Row], format: EmbedFormat
+) -> None:
     if format == "npy":
-        write_json(stem.with_suffix(".json"), [dataclasses.astuple(row) for row in rows])
-        beside = stem.with_suffix(".new")
-        with beside.open("wb") as file:
-            np.save(file, embeds)
-        beside.replace(stem.with_suffix(".npy"))
+        write_json(_path(to, "embeddings", number, "json"), [dataclasses.astuple(row) for row in rows])
+        for name, array in embeds.items():
+            beside = _path(to, f"{name}s", number, "new")
+            with beside.open("wb") as file:
+                np.save(file, array)
+            beside.replace(_path(to, f"{name}s", number, "npy"))
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    flat = pa.array(np.ascontiguousarray(embeds).reshape(-1))
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(Row)}
-    table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(flat, embeds.shape[1])})
-    beside = stem.with_suffix(".new")
-    pq.write_table(table, beside)
-    beside.replace(stem.with_suffix(".parquet"))
+    columns: dict[str, Any] = {field.name: [getattr(row, field.name) for row in rows] for field in _ROW_FIELDS}
+    for name, array in embeds.items():
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+    beside = _path(to, "embeddings", number, "new")
+    pq.write_table(pa.table(columns), beside)
+    beside.replace(_path(to, "embeddings", number, "parquet"))
 
 
-def _read_parquet(path: Path) -> tuple[np.ndarray, list[Row]]:
+def _read_parquet(path: Path, column: str) -> tuple[np.ndarray, list[Row]]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path).combine_chunks()
-    embeds = table["embedding"].combine_chunks()
+    table = pq.read_table(path, columns=[*(field.name for field in _ROW_FIELDS), column])
+    embeds = table[column].combine_chunks()
     width = embeds.type.list_size
-    columns = [table[field.name].to_pylist() for field in dataclasses.fields(Row)]
+    columns = [table[field.name].to_pylist() for field in _ROW_FIELDS]
     return embeds.values.to_numpy().reshape(-1, width), [Row(*values) for values in zip(*columns, strict=True)]

@@ -89,7 +89,13 @@ def stored_arrays(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def image_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    """What a batch holds of its pictures, under its names: `image`, and of patches what `image_inputs` reads too."""
+    """What a batch holds of its pictures, under its names: `image`, and of patches what `image_inputs` reads too.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if batch.image is None:
+        raise ValueError("the batch holds texts only; read pictures by DataConfig(image_size=…)")
     arrays = {"image": batch.image}
     if batch.pixel_attention_mask is not None and batch.spatial_shapes is not None:
         arrays |= {"pixel_attention_mask": batch.pixel_attention_mask, "spatial_shapes": batch.spatial_shapes}
@@ -121,10 +127,11 @@ def image_inputs(model: ClipConfig, arrays: Mapping[str, jax.Array]) -> dict[str
 
 def pictures_of(batch: Batch) -> list[np.ndarray]:
     """The real rows' pictures as the model sees them, uint8 `[h, w, 3]` each; patches are put together."""
+    image = image_arrays(batch)["image"]
     if batch.spatial_shapes is None:
-        return list(batch.image[batch.mask])
+        return list(image[batch.mask])
     pictures = []
-    for patches, (rows, columns) in zip(batch.image[batch.mask], batch.spatial_shapes[batch.mask], strict=True):
+    for patches, (rows, columns) in zip(image[batch.mask], batch.spatial_shapes[batch.mask], strict=True):
         side = math.isqrt(patches.shape[1] // 3)
         picture = patches[: rows * columns].reshape(rows, columns, side, side, 3).swapaxes(1, 2)
         pictures.append(picture.reshape(rows * side, columns * side, 3))

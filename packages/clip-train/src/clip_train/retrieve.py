@@ -48,7 +48,7 @@ def run_embed(model: str, data: str, to: Path, *, data_format: str | None = None
 
 
 def run_search(directory: Path, query: str, *, top: int, to: Path | None) -> int:
-    """Print the nearest pictures, and write the page.
+    """Print the nearest samples, and write the page.
 
     Args:
         directory: that `embed` wrote.
@@ -70,7 +70,7 @@ def run_search(directory: Path, query: str, *, top: int, to: Path | None) -> int
         hits = nearest(directory, embed_query(model, query), top=top)[0]
     console = make_console()
     rows = [(hit.row.key, f"{hit.score:.3f}", hit.row.caption[:80]) for hit in hits]
-    show_table(console, ("picture", "similarity", "caption"), rows)
+    show_table(console, ("sample", "similarity", "caption"), rows)
     page = to or Path("search.html")
     write_page(directory, query, hits, page)
     console.print(f"Wrote {page}")

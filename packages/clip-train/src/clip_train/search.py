@@ -1,4 +1,4 @@
-"""`clip-train search`: the nearest pictures to a sentence or a picture, exactly, and a page that shows them."""
+"""`clip-train search`: the nearest samples to a sentence or a picture, exactly, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _THUMBNAIL = 224
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """A sample that was found.
 
     Attributes:
         score: cosine similarity to the query.
@@ -36,6 +36,8 @@ class Hit:
 
 def nearest(directory: Path, queries: np.ndarray, *, top: int) -> list[list[Hit]]:
     """The nearest embeddings to each query, best first: shard by shard, every one compared, nothing approximated.
+
+    They are those of the pictures, or of the captions where these alone are embedded.
 
     Args:
         directory: that `embed` wrote.

@@ -59,6 +59,12 @@ class Encoders:
         """Begin to encode the pictures of a batch, and do not wait: float32 `[b, e]`, for `to_local` to fetch."""
         return self._image(params, to_global(image_arrays(batch), self._mesh))
 
+    def start_texts(self, params: Any, batch: Batch) -> jax.Array:
+        """Begin to encode the captions of a batch, as `start_images` does its pictures."""
+        arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        placed = to_global(arrays, self._mesh)
+        return self._text(params, placed["input_ids"], placed["attention_mask"])
+
     def texts(self, params: Any, tokenizer: Tokenizer, sentences: Sequence[str], *, batch_size: int) -> np.ndarray:
         """Unit-norm embeddings, float32 `[n, e]`, of n sentences, the same ones in every process."""
         batch_size = self.batch_size(min(batch_size, len(sentences)))
