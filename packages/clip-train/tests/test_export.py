@@ -27,6 +27,7 @@ from clip_models import (
 from clip_train import Checkpoints, TrainConfig, TrainState
 from clip_train.cli import main
 from clip_train.config_file import config_to_json, parse_config
+from clip_train.jax_export import example_program
 from clip_train.output import Output, write_json
 
 MODEL = ClipConfig(
@@ -91,6 +92,30 @@ np.savez("outputs.npz", **{{f"{{n}}": np.stack([image(given["pixels"][:n]), text
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
     assert about["image"]["mean"] == [0.5, 0.5, 0.5]
     assert about["text"] | {"pad_id": 0, "tokenizer": "tokenizer.json"} == about["text"]
+
+
+def test_the_example_resizes_only_by_a_rule_that_holds(tmp_path):
+    def example(mode, height):
+        image = {
+            "resize_mode": mode,
+            "height": height,
+            "width": 16,
+            "interpolation": "bicubic",
+            "mean": 0.5,
+            "std": 0.5,
+        }
+        program = {"file": "encode_image.jax", "inputs": [{"name": "pixel_values", "dtype": "float32", "shape": ["b"]}]}
+        write_json(tmp_path / "programs.json", {"programs": {"encode_image": program}, "image": image})
+        text = example_program(tmp_path)
+        compile(text, "card", "exec")
+        return text
+
+    assert "min(image.size)" in example("shortest", 16)
+    assert ".resize((16, 24)" in example("squash", 24)
+    for mode, height in (("shortest", 24), ("longest", 16)):
+        text = example(mode, height)
+        assert "PIL" not in text
+        assert f'resized ("{mode}") and normalised: about["image"], of programs.json' in text
 
 
 def test_the_card_says_what_the_model_is(run, tmp_path):

@@ -70,6 +70,7 @@ def pixels(image):
 
 image_embeds = encode_image(np.stack([pixels(Image.open(path)) for path in ["photo.jpg"]]))
 """
+_PICTURES_ELSEWHERE = '# How a picture is resized ("{resize_mode}") and normalised: about["image"], of programs.json'
 _TEXTS = """\
 
 tokenizer = Tokenizer.from_file(f"{{directory}}/tokenizer.json")
@@ -103,10 +104,14 @@ def example_program(directory: Path) -> str:
     for name, program in about["programs"].items():
         inputs = ", ".join(f"{i['name']} {i['dtype']} [{', '.join(map(str, i['shape']))}]" for i in program["inputs"])
         encoders.append(f'{name} = encoder("{name}")  # {inputs}')
-    if image is not None and image["resize_mode"] in _RESIZE:
+    # In a frame that is not square it depends on the picture which of its sides decides: no rule for a few lines.
+    is_square = image is not None and image["height"] == image["width"]
+    if image is not None and (image["resize_mode"] == "squash" or (image["resize_mode"] == "shortest" and is_square)):
         imports.append("from PIL import Image  # pip install pillow")
         filled = {**image, "interpolation": image["interpolation"].upper()}
         parts.append(_PICTURES.format(**filled, resize=_RESIZE[image["resize_mode"]].format(**filled)))
+    elif image is not None:
+        encoders.append(_PICTURES_ELSEWHERE.format(**image))
     if text is not None and (directory / "tokenizer.json").is_file():
         imports.append("from tokenizers import Tokenizer  # pip install tokenizers")
         masked = len(about["programs"]["encode_text"]["inputs"]) > 1
