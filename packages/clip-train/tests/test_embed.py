@@ -106,6 +106,17 @@ def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsy
     assert "holds no embeddings; make them: clip-train embed" in capsys.readouterr().err
 
 
+def test_a_table_of_captions_alone_is_searched(model, tmp_path, capsys):
+    directory, *_ = model
+    (tmp_path / "a.csv").write_text('caption\nthe red one\n" "\na blue square\n')
+    to, page = str(tmp_path / "out"), tmp_path / "page.html"
+    assert main(["embed", str(directory), "--data", str(tmp_path / "a.csv"), "--what", "texts", "--to", to]) == 0
+    assert "2 of width 16" in capsys.readouterr().out
+    assert main(["search", to, "a blue square", "--top", "1", "--to", str(page)]) == 0
+    assert "a blue square" in capsys.readouterr().out
+    assert "no picture is there" in page.read_text()
+
+
 def test_any_model_is_evaluated_from_flags_or_a_config(model, squares, tmp_path, capsys):
     directory, *_ = model
     data = str(squares / "test-*.tfrecord")

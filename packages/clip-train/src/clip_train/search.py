@@ -18,6 +18,7 @@ from clip_train.open_model import OpenModel, open_model
 from clip_train.page import write_template
 from clip_train.thumbnail import data_url
 
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 _THUMBNAIL = 224
 
 
@@ -70,9 +71,11 @@ def embed_query(model: OpenModel, query: str) -> np.ndarray:
     """A sentence, or the picture of a path, as a unit-norm embedding float32 `[1, e]`.
 
     Raises:
-        ValueError: the picture cannot be decoded, or the model has no text tower.
+        ValueError: the picture cannot be decoded or is not there, or the model has no text tower.
     """
     if not Path(query).is_file():
+        if Path(query).suffix.lower() in _PICTURES and " " not in query:
+            raise ValueError(f"a query is a sentence or the path of a picture; there is no file {query}")
         return model.encoders.texts(model.params, model.tokenizer(), [query], batch_size=1)
     prepared = preprocess_images(model.config, [decode_image(Path(query).read_bytes())])
     inputs: Any = {"pixel_values": prepared} if isinstance(prepared, np.ndarray) else prepared
@@ -96,8 +99,11 @@ def write_page(directory: Path, query: str, hits: Sequence[Hit], to: Path) -> No
 
 
 def _thumbnail(source: SourceConfig, row: Row) -> str | None:
-    """A picture as a data URL; `None` where the shard it came from is no longer there."""
+    """A picture as a data URL; `None` where there is none, or the shard it came from is no longer there."""
     try:
-        return data_url(decode_image(IndexedShard(source, row.shard).read(row.row).image), side=_THUMBNAIL)
+        shard = IndexedShard(source, row.shard)
+        if row.row >= len(shard):  # a table of captions alone holds no records with pictures
+            return None
+        return data_url(decode_image(shard.read(row.row).image), side=_THUMBNAIL)
     except (OSError, ValueError):
         return None
