@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,25 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "red", "blue"]
+
+
+@contextlib.contextmanager
+def compiled_quickly():
+    """Programs run once or twice on a few pictures: to optimise them takes longer than to run them."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    """All tests of this package."""
+    with compiled_quickly():
+        yield
 
 
 def write_tokenizer(directory):
@@ -51,11 +71,13 @@ def folder(tmp_path_factory):
         vision=VisionConfig(image_size=16, patch_size=8, width=32, num_layers=1, num_heads=2),
         text=TextConfig(vocab_size=8, max_length=8, width=32, num_layers=1, num_heads=2),
     )
-    save_pretrained(folder / "model", model, init(model, jax.random.key(0)))
+    with compiled_quickly():
+        params = init(model, jax.random.key(0))
+    save_pretrained(folder / "model", model, params)
     write_tokenizer(folder / "words")
     speaking = replace(model, preprocess=PreprocessConfig(tokenizer=str(folder / "words")))
-    save_pretrained(folder / "eyes", replace(model, text=None), {"vision": init(model, jax.random.key(0))["vision"]})
-    save_pretrained(folder / "speaking", speaking, init(speaking, jax.random.key(0)))
+    save_pretrained(folder / "eyes", replace(model, text=None), {"vision": params["vision"]})
+    save_pretrained(folder / "speaking", speaking, params)
     rng = np.random.default_rng(0)
 
     def example(number):

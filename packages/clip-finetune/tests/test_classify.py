@@ -38,9 +38,8 @@ FAST = [
 
 def test_a_folder_of_class_folders_becomes_predictions(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert (
-        main(["classify", "--model", str(folder / "model"), "--data", str(folder / "pictures"), "--to", str(out)]) == 0
-    )
+    arguments = ["classify", "--model", str(folder / "model"), "--data", str(folder / "pictures"), "--to", str(out)]
+    assert main([*arguments, "--set", "batch_size=16"]) == 0
     assert "lp_acc1" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert results["metrics"]["lp_acc1"] == 1.0
@@ -53,7 +52,7 @@ def test_a_folder_of_class_folders_becomes_predictions(folder, tmp_path, capsys)
 
     table = tmp_path / "labels.csv"
     images = str(folder / "pictures" / "**" / "*.png")
-    assert main(["predict", "--model", str(out), "--images", images, "--to", str(table)]) == 0
+    assert main(["predict", "--model", str(out), "--images", images, "--to", str(table), "--batch-size", "32"]) == 0
     assert "broken.png" in capsys.readouterr().out
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
     assert len(rows) == 80
