@@ -33,9 +33,16 @@ def batches(num, size=16):
         }
 
 
+def compiled(function, *args):
+    """A function's program. What is compared needs no fast code, and optimising it is most of the time."""
+    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return function.lower(*args).compile(compiler_options=fast)
+
+
 @functools.cache
 def first_params(model):
-    return jax.tree.map(np.asarray, jax.jit(functools.partial(init, model))(jax.random.key(0)))
+    make, key = jax.jit(functools.partial(init, model)), jax.random.key(0)
+    return jax.tree.map(np.asarray, compiled(make, key)(key))
 
 
 def start(model, mesh, name, tx):
@@ -60,21 +67,20 @@ def train(kind, name="replicated", num_steps=20, num_devices=8, **sizes):
     state = start(model, mesh, name, tx)
     objective = clip_objective(model, LossConfig(kind=kind), mesh, rules=strategy(name))
     step = make_step(objective, tx, learning_rate=schedule, abstract=state)
-    # What is compared needs no fast code, and optimising it is most of the time.
-    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    compiled = step.lower(state, to_global(next(batches(1)), mesh)).compile(compiler_options=fast)
+    program = compiled(step, state, to_global(next(batches(1)), mesh))
     losses = []
     for batch in batches(num_steps):
-        state, metrics = compiled(state, to_global(batch, mesh))
+        state, metrics = program(state, to_global(batch, mesh))
         losses.append(float(metrics["loss"]))
-    return np.array(losses), state, compiled.as_text()
+    return np.array(losses), state, program.as_text()
 
 
 def gradient(kind, mesh, num_microbatches):
     """The gradient on one batch: what a step of plain SGD subtracts. (Adam would hide its scale.)"""
     model, tx = MODELS[kind], optax.sgd(1.0)
     step = make_step(clip_objective(model, LossConfig(kind=kind), mesh), tx, num_microbatches=num_microbatches)
-    state, metrics = step(start(model, mesh, "replicated", tx), to_global(next(batches(1)), mesh))
+    args = start(model, mesh, "replicated", tx), to_global(next(batches(1)), mesh)
+    state, metrics = compiled(step, *args)(*args)
     moved = jax.tree.map(lambda before, after: before - np.asarray(after), first_params(model), state.params)
     for name, part in moved.items():
         assert float(metrics[f"grad_norm/{name}"]) == pytest.approx(float(optax.tree.norm(part)), rel=1e-4, abs=1e-6)
