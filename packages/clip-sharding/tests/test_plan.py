@@ -86,6 +86,16 @@ def test_a_recorded_tpu_program_is_counted_as_the_compiler_counts_it():
     assert v5e.bound <= v5e.in_order <= v5e.compute + v5e.memory + v5e.network
 
 
+def test_a_kernels_notes_end_no_computation():
+    notes = 'custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n"q": 1\n}}'
+    module = parse_hlo(
+        "HloModule m\n\nENTRY %main (a: f32[2]) -> f32[2] {\n  %a = f32[2]{0} parameter(0)\n"
+        f"  %b = f32[2]{{0}} {notes}\n"
+        "  ROOT %c = f32[2]{0} copy(%b)\n}\n"
+    )
+    assert module.computations["main"].root.name == "c"
+
+
 def test_a_transfer_laid_over_several_fusions_counts_once():
     # One layer of So400m under fsdp on v5e-256: a kernel, of which each of 16 devices has 72 of 1,152 rows, is gathered
     # while a matrix product runs that keeps its result for the way back.

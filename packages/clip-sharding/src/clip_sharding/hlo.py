@@ -191,9 +191,8 @@ def parse_hlo(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry, instructions = "", {}
     for line in text.splitlines():
-        if line.startswith("}"):
-            instructions = {}
-        elif line.startswith((" ", "\t")):
+        # A computation ends where the next begins: a kernel's own notes bring lines of brackets into its middle.
+        if line.startswith((" ", "\t")):
             if (found := _instruction(line.strip())) is not None:
                 instructions[found.name] = found
         elif (head := _HEAD.match(line)) and not line.startswith("HloModule"):
