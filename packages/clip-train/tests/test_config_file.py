@@ -24,6 +24,7 @@ class Outer:
 
     output_dir: str
     inner: Inner = Inner()
+    other: Inner = Inner(kind="linear")
     items: tuple[Inner, ...] = ()
     tokenizer: str | None = None
     seed: int = 0
@@ -104,6 +105,11 @@ def test_broken_files_say_where(write, text, message):
 def test_broken_overrides_are_named(write, override, message):
     with pytest.raises(ConfigError, match=message):
         read_config(Outer, write({"output_dir": "a", "items": [{}], "seed": 1}), [override])
+
+
+def test_one_field_of_a_part_leaves_the_others_as_they_are_by_default():
+    assert parse_config(Outer, {"output_dir": "x", "other": {"rate": 0.1}}).other == Inner(rate=0.1, kind="linear")
+    assert parse_config(Outer, {"output_dir": "x", "other": {"kind": "cosine"}}).other == Inner(kind="cosine")
 
 
 def test_a_config_comes_back_from_json():

@@ -77,7 +77,7 @@ def test_standard_prompts_are_whole():
     assert {name: len(standard_prompts(name).classnames) for name in numbers} == numbers
     assert standard_prompts("imagenet-r").classnames[0] == "goldfish"
     assert standard_prompts("imagenet-r").templates == imagenet.templates
-    with pytest.raises(ValueError, match="did you mean .*imagenet1k"):
+    with pytest.raises(ValueError, match=r"did you mean .*imagenet1k"):
         standard_prompts("imagenet")
 
 

@@ -61,25 +61,50 @@ def test_captions_weigh_every_token_alike(batch):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_a_sum_of_three_losses_accumulates_exactly(batch):
-    model, config = COCA, LossConfig(contrastive_weight=0.5, caption_weight=2.0, distillation=TEACHER)
-    config = replace(config, kind=loss_kind(config, model))
+def whole_and_accumulated(model, config, arrays):
+    """What one step of plain SGD adds, and its metrics: at once, and in four microbatches."""
     mesh, tx, params = make_mesh(MeshConfig(), jax.devices()[:1]), optax.sgd(1.0), params_of(model)
-    teacher = np.random.default_rng(1).normal(size=(2, 16, 8)).astype(np.float32)
-    arrays = to_global({**batch, "teacher_image": teacher[0], "teacher_text": teacher[1]}, mesh)
-    results = []
+    arrays = to_global(arrays, mesh)
     for num_microbatches in (1, 4):
         step = make_step(clip_objective(model, config, mesh), tx, num_microbatches=num_microbatches)
         state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
         state, metrics = compiled(lambda *args, step=step: step(*args), state, arrays)
-        results.append((jax.tree.map(np.subtract, state.params, params), metrics))
-    (whole, metrics), (accumulated, again) = results
+        yield jax.tree.map(np.subtract, state.params, params), metrics
+
+
+@pytest.mark.parametrize("losses", ["three", "captions"])
+def test_sums_of_losses_and_captions_alone_accumulate_exactly(batch, losses):
+    if losses == "three":
+        model, config = COCA, LossConfig(contrastive_weight=0.5, caption_weight=2.0, distillation=TEACHER)
+        teacher = np.random.default_rng(1).normal(size=(2, 16, 8)).astype(np.float32)
+        batch = {**batch, "teacher_image": teacher[0], "teacher_text": teacher[1]}
+        weights = {"contrastive_loss": 0.5, "caption_loss": 2.0, "distillation_loss": 0.25}
+    else:
+        model, config, weights = CAPPA, LossConfig(), {"loss": 1.0}
+    config = replace(config, kind=loss_kind(config, model))
+    (whole, metrics), (accumulated, again) = whole_and_accumulated(model, config, batch)
     assert float(again["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
     difference = optax.tree.norm(jax.tree.map(np.subtract, accumulated, whole))
     assert difference < 1e-5 * optax.tree.norm(whole)
-    weights = {"contrastive_loss": 0.5, "caption_loss": 2.0, "distillation_loss": 0.25}
     total = sum(weight * float(metrics[name]) for name, weight in weights.items())
     assert total == pytest.approx(float(metrics["loss"]), rel=1e-6)
+
+
+def test_activations_are_those_of_one_microbatch():
+    """By what XLA sets aside: four microbatches of 16 take what one batch of 16 does, and 64 at once far more."""
+
+    def temporary_bytes(batch_size, num_microbatches):
+        batch = {"image": np.zeros((batch_size, 16, 16, 3), np.uint8), "input_ids": np.zeros((batch_size, 6), np.int32)}
+        tx, params = optax.sgd(1.0), params_of(SIGLIP)
+        step = make_step(clip_objective(SIGLIP, LossConfig(kind="sigmoid")), tx, num_microbatches=num_microbatches)
+        state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
+        return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    one, four, at_once = temporary_bytes(16, 1), temporary_bytes(64, 4), temporary_bytes(64, 1)
+    kept = 64 * 2 * 16 * 4  # the embeddings of all, and as much again for their gradients
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(params_of(SIGLIP)))
+    assert four < one + 2 * kept + 2 * parameters
+    assert four < 0.6 * at_once
 
 
 def test_distillation_is_the_divergence_of_softmaxes(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 from clip_finetune.backbone import Tower
 from clip_finetune.config import FinetuneConfig
+from clip_finetune.files import local_output
 from clip_finetune.judge import Verdict, judge, verdict_metrics
 from clip_finetune.learn import Found, add_faults, learn
 from clip_finetune.page import write_page
@@ -15,7 +16,7 @@ from clip_finetune.task import FAULTS, Task, prepare
 from clip_finetune.tune import Epoch, StoppedError, forget_checkpoints
 from clip_train.config_file import config_to_json, located
 from clip_train.metrics import confusion_matrix
-from clip_train.output import Output, write_json
+from clip_train.output import write_json
 from clip_train.screen import make_console, percent, show_facts
 
 _NUM_MISTAKES = 24
@@ -38,7 +39,7 @@ def classify(config: FinetuneConfig, *, tower: Tower = "vision") -> int:
         ConfigError: the config asks for what cannot be.
     """
     console = make_console()
-    output, resolved = Output(Path(config.output_dir)), config_to_json(config)
+    output, resolved = local_output(config.output_dir), config_to_json(config)
     if output.claim(resolved) and output.results.exists():
         console.print(f"This task is finished: {output.results}. To do it again, set another output_dir.")
         return 0

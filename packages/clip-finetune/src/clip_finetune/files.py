@@ -1,10 +1,25 @@
-"""Local files that samples are in: which there are below a folder, and a digest of what they hold."""
+"""Files of this machine: where a task writes, which there are below a folder, and a digest of what they hold."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from clip_data.buckets import REMOTE
+from clip_train.config_file import ConfigError
+from clip_train.output import Output
+
+
+def local_output(directory: str) -> Output:
+    """The files of a task.
+
+    Raises:
+        ConfigError: the directory is in a bucket.
+    """
+    if directory.startswith(REMOTE):
+        raise ConfigError(f"output_dir: a directory of this machine, which can be copied later; got {directory}")
+    return Output(Path(directory))
 
 
 def contents_digest(paths: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ def parse_config(cls: type[T], tree: dict[str, Any]) -> T:
         ConfigError: with one line per fault.
     """
     try:
-        return _adapter(cls).validate_python(tree)
+        return _adapter(cls).validate_python(_filled(cls, tree))
     except pydantic.ValidationError as error:
         lines = dict.fromkeys(_explain(cls, fault) for fault in error.errors(include_url=False))
         raise ConfigError("\n".join(lines)) from None
@@ -85,6 +85,24 @@ def schema(cls: type) -> dict[str, Any]:
     made = _adapter(cls).json_schema()
     made.setdefault("properties", {})["$schema"] = {"type": "string"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _filled(cls: Any, tree: dict[str, Any]) -> dict[str, Any]:
+    """Completes what a tree says of a part whose default is not its class's own: one field given changes that alone."""
+    filled = dict(tree)
+    for field in dataclasses.fields(cls):
+        given, default = tree.get(field.name), field.default
+        if isinstance(given, dict) and dataclasses.is_dataclass(default) and not isinstance(default, type):
+            kind = getattr(default, "kind", None)
+            if given.get("kind", kind) == kind:
+                filled[field.name] = {**_departures(default), **_filled(type(default), given)}
+    return filled
+
+
+def _departures(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not its class's defaults, as JSON values."""
+    own = {field.name: field.default for field in dataclasses.fields(config)}
+    return {name: value for name, value in config_to_json(config).items() if getattr(config, name) != own[name]}
 
 
 @contextlib.contextmanager
