@@ -52,12 +52,12 @@ def test_the_example_reads_digits_it_has_never_seen(finished):
     assert metrics(output)["text_retrieval_recall@1"] >= 0.9
 
 
-def test_a_linear_probe_beats_the_prompts(finished, tmp_path):
+def test_a_linear_probe_reads_them_too(finished, tmp_path):
     output, _ = finished
     overrides = ("--set", f"model={output}", "--set", f"output_dir={tmp_path / 'probe'}")
     screen = run("clip-finetune", "classify", EXAMPLE / "classify.json", *overrides)
     results = json.loads((tmp_path / "probe" / "results.json").read_text())
-    assert results["metrics"]["lp_acc1"] > metrics(output)["acc1"]
+    assert results["metrics"]["lp_acc1"] >= 0.96
     assert np.sum(results["confusion"]) == results["num_samples"] == 360
     assert "lp_acc1" in screen
 
