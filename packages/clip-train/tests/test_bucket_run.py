@@ -54,9 +54,10 @@ def bucket(request, tmp_path_factory):
             )
         store.create_dir("bucket")
         yield f"{request.param}://bucket"
-        assert list(Path(tempfile.gettempdir()).iterdir()) == []  # nothing is left on this machine's disk
+        left = list(Path(tempfile.gettempdir()).iterdir())
     process.kill()
     process.communicate()
+    assert left == []  # on this machine's disk
 
 
 @pytest.fixture(scope="module")

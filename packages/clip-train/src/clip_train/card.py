@@ -60,7 +60,8 @@ def complete_card(to: Path, format: str, model: RunModel, directory: str | Path,
     use = jax_export.example_program(to) if format == "jax" else _USE[format]
     if format in ("huggingface", "open_clip") and (not has_tokenizer or model.config.vision is None):
         use = ""
-    sections = [_fenced("python", use) if use else "", *_sections(model, Output(directory))]
+    with Output(directory) as output:
+        sections = [_fenced("python", use) if use else "", *_sections(model, output)]
     card = path.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n\n".join(filter(None, sections)) + "\n"
     if repo is not None:
         card = card.replace("local-dir:DIRECTORY", f"hf-hub:{repo}").replace(

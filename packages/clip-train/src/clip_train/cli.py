@@ -241,7 +241,7 @@ def _eval(options: argparse.Namespace) -> int:
         )
         return evaluate_model(config, to=to)
     config = _start(options)
-    from clip_train.run import evaluate_run
+    from clip_train.evaluate_run import evaluate_run
 
     return evaluate_run(config, to=to)
 

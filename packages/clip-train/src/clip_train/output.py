@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -34,6 +34,7 @@ class Output:
 
     Those of a run in a bucket are kept on this machine too, where they are read and written: what is there when the
     run is opened is fetched, and what has changed since is sent by `publish`. Nothing is ever appended to an object.
+    Use it in a `with` block, or close it.
 
     Args:
         directory: a local path, `gs://` or `s3://`.
@@ -54,6 +55,17 @@ class Output:
         if self.in_bucket:
             there = list_below(self.address)
             self._fetch(name for name in (self.config.name, self.results.name) if name in there)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove what is kept here of a run in a bucket."""
+        if self._room is not None:
+            self._room.close()
 
     @property
     def in_bucket(self) -> bool:

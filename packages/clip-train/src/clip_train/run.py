@@ -7,21 +7,20 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.markup import escape
 
-from clip_data import Batch, DataError, Pipeline
+from clip_data import Batch, Pipeline
 from clip_models import init
 from clip_sharding import exchange, gather_items, to_global
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, config_to_json, located
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
+from clip_train.faults import explained_faults, explained_writes
 from clip_train.gauges import Gauges, peak_flops
 from clip_train.inputs import image_arrays, stored_arrays, text_config
 from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
@@ -29,13 +28,13 @@ from clip_train.loop import Event, Stop, fit
 from clip_train.output import Output, check_alike, write_json
 from clip_train.processes import is_first, together
 from clip_train.report import SHOWN, read_run, write_report, write_shown
-from clip_train.screen import Progressing, duration, make_console, show_facts
+from clip_train.screen import Progressing, duration, make_console, show_facts, warn
 from clip_train.setup import Setup, prepare, resolve
 from clip_train.state import TrainState, create_state, state_from_params
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
 from clip_train.teacher import TaughtBatches
 from clip_train.trace import Steps, Trace
-from clip_train.watch import BadStepError, Watch, absurd_first_loss, chance_loss, full_disk, out_of_memory, watched
+from clip_train.watch import Watch, absurd_first_loss, chance_loss, watched
 
 
 def run(
@@ -65,28 +64,55 @@ def run(
         resolved = config_to_json(config)
         with located("output_dir"):
             output = Output(config.output_dir)
+    with output:
+        with together(), located("output_dir"):
             finished = is_first() and output.claim(resolved) and output.is_finished(resolved)
-    check_alike(resolved)
-    if exchange(finished)[0]:
-        console.print(
-            f"This run is finished: {output.name(output.results)}, {output.name(output.report)}. To train on, raise "
-            "train_samples; to train again, set another output_dir."
-        )
-        return 0
+        check_alike(resolved)
+        if exchange(finished)[0]:
+            console.print(
+                f"This run is finished: {output.name(output.results)}, {output.name(output.report)}. To train on, "
+                "raise train_samples; to train again, set another output_dir."
+            )
+            return 0
 
-    with together():
-        setup = change(prepare(config, origin))
-    facts = describe(setup)
-    show_facts(console, "clip-train run", facts)
-    for warning in setup.warnings:
-        warn(console, warning)
-    if profile is not None and profile.first > setup.num_steps:
-        raise ConfigError(f"--profile: the run has {setup.num_steps} steps; got {profile.first}:{profile.last}")
-    if dry_run:
-        show_placements(console, setup)
-        setup.pipeline.close()
-        return 0
+        with together():
+            setup = change(prepare(config, origin))
+        facts = describe(setup)
+        show_facts(console, "clip-train run", facts)
+        for warning in setup.warnings:
+            warn(console, warning)
+        if profile is not None and profile.first > setup.num_steps:
+            raise ConfigError(f"--profile: the run has {setup.num_steps} steps; got {profile.first}:{profile.last}")
+        if dry_run:
+            show_placements(console, setup)
+            setup.pipeline.close()
+            return 0
+        return train(setup, output, resolved, facts, console, profile=profile)
 
+
+def train(
+    setup: Setup,
+    output: Output,
+    resolved: dict[str, Any],
+    facts: list[tuple[str, str]],
+    console: Console,
+    *,
+    profile: Steps | None = None,
+) -> int:
+    """The run itself, once everything about it is known to be right.
+
+    Args:
+        setup: what is ready to start.
+        output: the run's files, claimed.
+        resolved: the config, every default filled in.
+        facts: about the run, for its report.
+        console: to tell what happens.
+        profile: steps to trace.
+
+    Returns:
+        The exit status.
+    """
+    config = setup.config
     started = time.monotonic()
     with together(), located("output_dir"):
         if is_first():
@@ -164,48 +190,12 @@ def run(
 
     skipped = count_skipped(setup)
     if is_first():
-        finish(setup, output, results, facts, resolved, skipped, seconds=time.monotonic() - started)
+        finish(setup, output, results, facts, skipped, seconds=time.monotonic() - started)
     console.print()
     show_metrics(console, results)
     paths = [("report", output.report), ("results", output.results), ("metrics", output.metrics)]
     facts = [(name, output.name(path)) for name, path in paths]
     show_facts(console, "Finished", [*facts, ("checkpoints", output.checkpoints)])
-    return 0
-
-
-def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
-    """Evaluate the newest checkpoint of a run as its config says.
-
-    Args:
-        config: of the run; its evaluations may differ from the ones the run was started with.
-        to: a JSON file for the results as well.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        ConfigError: there is no run, or nothing to evaluate.
-    """
-    console = make_console()
-    with together():
-        config, origin = resolve(config)
-        if not config.evaluation:
-            raise ConfigError("evaluation: the config lists none; add one")
-        with located("output_dir"):
-            output = Output(config.output_dir)
-            has_checkpoints = output.has_checkpoints()
-        if not has_checkpoints:
-            raise ConfigError(f"output_dir: {output.address} holds no checkpoint; train first: clip-train run CONFIG")
-        setup = prepare(config, origin)
-    setup.pipeline.close()
-    with located("output_dir"), Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
-        step, params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
-    show_facts(console, "clip-train eval", [("run", output.address), ("step", f"{step} of {setup.num_steps}")])
-    encoders = Encoders(setup.model, setup.mesh)
-    results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
-    show_metrics(console, results)
-    if to is not None and is_first():
-        write_json(to, [result_to_json(result, setup) for result in results])
     return 0
 
 
@@ -328,34 +318,6 @@ def published(output: Output, say: Callable[[str], None]) -> Iterator[None]:
             say(f"{error}. The next start writes it again.")
 
 
-def warn(console: Console, message: str) -> None:
-    """Print a warning."""
-    console.print(f"[yellow]Warning:[/yellow] {escape(message)}")
-
-
-@contextlib.contextmanager
-def explained_faults() -> Iterator[None]:
-    """Turn what goes wrong in training through no fault of ours into an error that says what to change."""
-    with located("data.train", (DataError,)), located("guard", (BadStepError,)):
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if (advice := out_of_memory(error)) is None:
-                raise
-            raise ConfigError(f"microbatch_size: {advice}") from error
-
-
-@contextlib.contextmanager
-def explained_writes() -> Iterator[None]:
-    """Turn whatever a full disk makes of a run, and of its end, into one error that says what to change."""
-    try:
-        yield
-    except Exception as error:
-        if (advice := full_disk(error)) is None:
-            raise
-        raise ConfigError(f"output_dir: {advice}") from error
-
-
 def count_skipped(setup: Setup) -> dict[str, int]:
     """The samples of all processes that were not used, by reason."""
     mine = [*setup.pipeline.faults.items(), *setup.pipeline.skipped.items()]
@@ -370,7 +332,6 @@ def finish(
     output: Output,
     results: list[Result],
     facts: list[tuple[str, str]],
-    resolved: dict[str, Any],
     skipped: dict[str, int],
     *,
     seconds: float,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,11 @@ from clip_train.processes import is_first
 def make_console() -> Console:
     """The console of a run: off a terminal, lines are as long as they are; of several processes the first speaks."""
     return Console(highlight=False, soft_wrap=not Console().is_terminal, quiet=not is_first())
+
+
+def warn(console: Console, message: str) -> None:
+    """Print a warning."""
+    console.print(f"[yellow]Warning:[/yellow] {escape(message)}")
 
 
 def show_facts(console: Console, title: str, facts: Sequence[tuple[str, str]]) -> None:

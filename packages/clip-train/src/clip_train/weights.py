@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clip_data.buckets import REMOTE
 from clip_models import (
     ClipConfig,
     init,
@@ -139,7 +138,8 @@ def _with_image_tower(config: ClipConfig, load: Load, name: str) -> tuple[ClipCo
 
 def is_run(directory: str | Path) -> bool:
     """Whether a path is the output directory of a run."""
-    return _is_run(Output(directory))
+    with Output(directory) as output:
+        return _is_run(output)
 
 
 def _is_run(output: Output) -> bool:
@@ -194,21 +194,24 @@ def read_run(directory: str | Path, *, weights: Weights | None = None) -> RunMod
         FileNotFoundError: no run, or no checkpoint in it.
         ValueError: the run kept no moving averages, and they are asked for.
     """
-    return _read_run(*_open_run(directory), jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), weights)
+    with Output(directory) as output:
+        run, config = _open_run(output)
+    placed = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return _read_run(output.checkpoints, run, config, placed, weights)
 
 
-def _open_run(directory: str | Path) -> tuple[Output, ClipConfig]:
-    output = Output(directory)
+def _open_run(output: Output) -> tuple[TrainConfig, ClipConfig]:
     if not _is_run(output):
-        raise FileNotFoundError(f"{directory} is no run: it has no config.json beside checkpoints/")
-    config = read_config(TrainConfig, output.config).model.config
-    if config is None:
-        raise FileNotFoundError(f"{output.config} is not the resolved config of a run")
-    return output, config
-
-
-def _read_run(output: Output, config: ClipConfig, shardings: Any, weights: Weights | None = None) -> RunModel:
+        raise FileNotFoundError(f"{output.address} is no run: it has no config.json beside checkpoints/")
     run = read_config(TrainConfig, output.config)
+    if run.model.config is None:
+        raise FileNotFoundError(f"{output.name(output.config)} is not the resolved config of a run")
+    return run, run.model.config
+
+
+def _read_run(
+    directory: str, run: TrainConfig, config: ClipConfig, shardings: Any, weights: Weights | None = None
+) -> RunModel:
     evaluated: Weights = "ema" if run.ema is not None and run.ema.evaluate else "raw"
     taken = weights or evaluated
     if taken == "ema" and run.ema is None:
@@ -220,7 +223,7 @@ def _read_run(output: Output, config: ClipConfig, shardings: Any, weights: Weigh
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     averaged = ParameterOptions(run.optimizer, logical_axes(config)).trainable(shapes) if taken == "ema" else None
-    with Checkpoints(output.checkpoints) as checkpoints:
+    with Checkpoints(directory) as checkpoints:
         step, params = checkpoints.restore_params(abstract, averaged=averaged)
     return RunModel(config=config, params=params, step=step, weights=taken, evaluated=evaluated, run=run)
 
@@ -235,9 +238,10 @@ def open_weights(name: str) -> tuple[ClipConfig, Load]:
         FileNotFoundError: there is none, or the run has no checkpoint yet.
         ValueError: it is not one of ours, nor of a kind that `load_pretrained` knows.
     """
-    if is_run(name):
-        output, config = _open_run(name)
-        return config, lambda shardings: _read_run(output, config, shardings).params
-    if Output(name).has_checkpoints() or name.startswith(REMOTE):
-        raise FileNotFoundError(f"{name} holds no finished checkpoint of a run")
+    with Output(name) as output:
+        if _is_run(output):
+            run, config = _open_run(output)
+            return config, lambda shardings: _read_run(output.checkpoints, run, config, shardings).params
+        if output.in_bucket or output.has_checkpoints():
+            raise FileNotFoundError(f"{name} holds no finished checkpoint of a run")
     return load_config(name), lambda shardings: load_pretrained(name, shardings=shardings)[1]
