@@ -230,8 +230,8 @@ def scan_blocks_at(
         hidden = scan_blocks(blocks, x, config=config, compute=compute, key=key, **inputs)
         return hidden, _take(hidden, token)[:, 0]
     graphdef, layers = nnx.split(blocks)
-    x = _scan(graphdef, (jax.tree.map(lambda a: a[:-1], layers), {}), x, compute, inputs)
-    last = jax.tree.map(lambda a: a[-1], layers)
+    others, last = _split_last(layers)
+    x = _scan(graphdef, (others, {}), x, compute, inputs)
 
     def every(x: jax.Array, weights: nnx.State) -> jax.Array:
         return constrained(nnx.merge(graphdef, weights)(x, **inputs), "batch", "length", "embed")
@@ -260,6 +260,18 @@ def _scan(
     step = rematerialize(step, compute.remat)
     x = constrained(x, "batch", "length", "embed")
     return jax.lax.scan(step, x, layers, unroll=compute.unroll)[0]
+
+
+def _split_last(layers: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """All stacked layers but the last, and the last.
+
+    The gradients of ``lax.split`` are concatenated. Those of slices are padded with zeros and added, which moves three
+    times the bytes: a twelfth of a step of ViT-B/32 on a CPU.
+    """
+    leaves, structure = jax.tree.flatten(layers)
+    pairs = [jax.lax.split(leaf, (len(leaf) - 1, 1)) for leaf in leaves]
+    others, last = ([pair[i] for pair in pairs] for i in (0, 1))
+    return structure.unflatten(others), structure.unflatten([leaf[0] for leaf in last])
 
 
 def _pays(x: jax.Array) -> bool:

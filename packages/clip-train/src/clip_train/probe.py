@@ -1,4 +1,4 @@
-"""A linear classifier on features that stay as they are, trained and regularised as CLIP_benchmark does.
+"""A linear classifier on features that stay as they are: by AdamW as CLIP_benchmark does, or to its one minimum.
 
 It is what `linear_probe` evaluates with and what `clip_finetune` puts on a frozen tower: one training, one sweep.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,32 +23,41 @@ Probe = dict[str, np.ndarray]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 """Logits float32 `[b, c]` and targets, int `[b]` or multi-hot `[b, c]`, to one loss for each sample `[b]`."""
 
-_STRENGTHS = np.logspace(-6, 2, num=97).tolist()
+_STRENGTHS = {"adamw": np.logspace(-6, 2, num=97).tolist(), "lbfgs": np.logspace(-9, 0, num=97).tolist()}
+_SMALLEST_GRADIENT = 1e-5
 _FIRST = range(0, 97, 16)
 _SPANS = (8, 4, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """How the classifier is trained: by AdamW with a cosine, as CLIP_benchmark does.
+    """How the classifier is trained.
 
     Attributes:
-        learning_rate: the peak; it decays as a cosine to zero.
-        epochs: times that the samples are gone through.
-        batch_size: samples in an update.
-        weight_decay: of AdamW; `None` takes the best on held-out samples of 97 strengths from 1e-6 to 100.
+        solver: `adamw` with a cosine, as CLIP_benchmark does, whose numbers it gives; or `lbfgs`, on all samples at
+            once until the gradient is nothing: logistic regression, as scikit-learn's and OpenAI's, without a rate.
+        learning_rate: of AdamW, its peak; it decays as a cosine to zero.
+        epochs: of AdamW, times that the samples are gone through.
+        batch_size: of AdamW, samples in an update.
+        iterations: of L-BFGS, at most.
+        weight_decay: of AdamW; or λ of L-BFGS, which adds λ/2·‖kernel‖² to the mean loss: scikit-learn's C is 1/(λ·n).
+            `None` takes the best on held-out samples of 97 strengths, from 1e-6 to 100 or from 1e-9 to 1.
     """
 
+    solver: Literal["adamw", "lbfgs"] = "adamw"
     learning_rate: float = 0.1
     epochs: int = 10
     batch_size: int = 64
+    iterations: int = 1000
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their ranges."""
+        if self.solver not in _STRENGTHS:
+            raise ValueError(f"solver is adamw or lbfgs; got {self.solver!r}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is above 0; got {self.learning_rate}")
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
         if self.weight_decay is not None and self.weight_decay < 0:
@@ -77,11 +86,11 @@ def fit_probe(
     Args:
         features: float32 `[n, d]`.
         targets: int `[n]`, or multi-hot `[n, c]`.
-        config: learning rate, epochs, batch size; its `weight_decay` is not read.
+        config: of the training; its `weight_decay` is not read.
         num_classes: c.
-        weight_decay: of kernel and bias.
+        weight_decay: of kernel and bias, or λ of the kernel.
         loss: of a sample; a function of a module, or one object for all calls: another one compiles again.
-        seed: of the first weights and the order of samples.
+        seed: of AdamW's first weights and order of samples.
 
     Example:
         >>> features = np.array([[1.0, 0.0], [0.0, 1.0]] * 8, np.float32)
@@ -91,6 +100,12 @@ def fit_probe(
         [0, 1, 0, 1]
     """
     num, width = features.shape
+    if config.solver == "lbfgs":
+        zeros = {"kernel": jnp.zeros((width, num_classes)), "bias": jnp.zeros(num_classes)}
+        probe = _minimise(
+            zeros, jnp.asarray(features), jnp.asarray(targets), weight_decay, config.iterations, loss=loss
+        )
+        return {name: np.asarray(value) for name, value in probe.items()}
     rng = np.random.default_rng(seed)
     bound = width**-0.5
     kernel = rng.uniform(-bound, bound, (width, num_classes)).astype(np.float32)
@@ -143,9 +158,11 @@ def sweep_weight_decay(
         Radford et al., arXiv 2103.00020, appendix A.3, and CLIP_benchmark's `linear_probe.py`, whose sweep it is.
     """
 
+    strengths = _STRENGTHS[config.solver]
+
     @functools.cache
     def score(index: int) -> tuple[float, float]:
-        decay = _STRENGTHS[index]
+        decay = strengths[index]
         probe = fit_probe(features, targets, config, num_classes=num_classes, weight_decay=decay, loss=loss, seed=seed)
         logits = probe_logits(probe, held_out[0])
         # CLIP_benchmark takes the first of equal ones; the loss tells them apart where all answers are right.
@@ -159,8 +176,8 @@ def sweep_weight_decay(
 
     best = peak(_FIRST)
     for span in _SPANS:
-        best = peak([max(best - span, 0), best, min(best + span, len(_STRENGTHS) - 1)])
-    return _STRENGTHS[best]
+        best = peak([max(best - span, 0), best, min(best + span, len(strengths) - 1)])
+    return strengths[best]
 
 
 @functools.partial(jax.jit, static_argnames="loss")
@@ -193,3 +210,32 @@ def _fit(
 
     (probe, _), _ = jax.lax.scan(update, (probe, tx.init(probe)), order)
     return probe
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _minimise(
+    probe: dict[str, jax.Array],
+    features: jax.Array,
+    targets: jax.Array,
+    weight_decay: jax.Array,
+    iterations: jax.Array,
+    *,
+    loss: Loss,
+) -> dict[str, jax.Array]:
+    def cost(probe: dict[str, jax.Array]) -> jax.Array:
+        penalty = 0.5 * weight_decay * jnp.square(probe["kernel"]).sum()
+        return loss(features @ probe["kernel"] + probe["bias"], targets).mean() + penalty
+
+    tx = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(cost)
+
+    def update(carry: tuple) -> tuple:
+        probe, state, step, _ = carry
+        value, grads = value_and_grad(probe, state=state)
+        updates, state = tx.update(grads, state, probe, value=value, grad=grads, value_fn=cost)
+        return optax.apply_updates(probe, updates), state, step + 1, optax.tree.norm(grads)
+
+    def goes_on(carry: tuple) -> jax.Array:
+        return (carry[2] < iterations) & (carry[3] > _SMALLEST_GRADIENT)
+
+    return jax.lax.while_loop(goes_on, update, (probe, tx.init(probe), 0, jnp.inf))[0]
