@@ -107,7 +107,7 @@ class FinetuneConfig:
         multi_label: whether a sample may have several labels; by default what `dataset_type.txt` says.
         class_weights: `balanced`, so that every class counts the same, or one for each class.
         label_smoothing: share of a target that is spread over all classes.
-        probe: the probe's training: logistic regression to its minimum. With very many features, `adamw` is sooner done.
+        probe: the probe's training: logistic regression to its minimum; `adamw` is sooner done with very many samples.
         tune: the other modes'.
         batch_size: samples encoded at once.
         cache: a directory for the features of frozen towers, which are found there again; `auto` is the user's cache,

@@ -90,7 +90,7 @@ def learn(task: Task, output: Output, tell: Callable[[Epoch], None]) -> Found:
         )
         settings = {"weight_decay": decay}
         if config.mode == "probe":
-            settings |= {"epochs": config.probe.epochs} if config.probe.solver == "adamw" else {"solver": "lbfgs"}
+            settings |= {"epochs": config.probe.epochs} if config.probe.solver == "adamw" else {}
             return Found({**tower, "head": head}, settings, faults=faults, unusable=unusable)
     elif config.head_from == "random":
         head = classifier.head.init(jax.random.key(config.seed))
