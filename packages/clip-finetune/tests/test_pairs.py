@@ -67,14 +67,15 @@ METRICS = ("acc1", "mean_per_class_recall")
 
 def test_locked_towers_stay_and_wise_ft_looks_back(folder, config, tmp_path):
     out = tmp_path / "out"
-    changes = [f"output_dir={out}", 'lock=["image", "text"]', "protect.kind=wise-ft", "protect.alphas=[0.5, 0, 1]"]
+    changes = [f"output_dir={out}", 'lock=["image", "text"]', "protect.kind=wise-ft", "protect.alphas=[1, 0]"]
+    changes.append("protect.alpha=0.25")
     assert main(["pairs", str(config), *(part for change in changes for part in ("--set", change))]) == 0
     before, tuned = load_pretrained(folder / "speaking")[1], load_pretrained(out / "model")[1]
     assert all(same([before["vision"], before["text"]], [tuned["vision"], tuned["text"]]))
     assert before["logit_scale"] != tuned["logit_scale"]
     results = json.loads((out / "results.json").read_text())
-    assert [point["alpha"] for point in results["curve"]] == [0.5, 0, 1]
-    assert results["alpha"] == 0.5
+    assert [point["alpha"] for point in results["curve"]] == [1, 0]
+    assert results["alpha"] == 0.25
     assert results["before"] == results["after"]
 
 
@@ -99,7 +100,7 @@ def test_the_pull_is_the_gradient_of_a_squared_distance():
     ("change", "message"),
     [
         ('model={"preset": "siglip-b-16-224"}', "model.pretrained is what is tuned"),
-        ("evaluation=[]", "takes the weights that are best on the evaluations; list at least one"),
+        ("protect.alpha=1.5", "protect: alpha is in [0, 1]; got 1.5"),
         ('lock=["imgae"]', "no parameter is matched by 'imgae'"),
         ("model.pretrained=eyes", "model: pairs of pictures and texts need both towers; the model has no text tower"),
         ("protect.l2=0", "protect: l2 is above 0; got 0"),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from clip_finetune.files import local_output
 from clip_finetune.protect import LoraSetup, ProtectConfig, protected
-from clip_finetune.wise_ft import best_between
+from clip_finetune.wise_ft import curve_between, interpolate
 from clip_models import save_pretrained
 from clip_train import Checkpoints
 from clip_train.config import TrainConfig
@@ -45,15 +45,13 @@ class PairsConfig(TrainConfig):
     protect: ProtectConfig = ProtectConfig()
 
     def __post_init__(self) -> None:
-        """Refuse a model without weights, and a choice between weights by nothing."""
+        """Refuse a model without weights."""
         super().__post_init__()
         if self.model.pretrained is None:
             raise ValueError(
                 "model.pretrained is what is tuned: a run, a model's directory, or a name on the Hugging Face Hub; to "
                 "train from random weights: clip-train run"
             )
-        if self.protect.kind == "wise-ft" and not self.evaluation:
-            raise ValueError("protect by wise-ft takes the weights that are best on the evaluations; list at least one")
 
     def training(self) -> TrainConfig:
         """The config of the run that does it, in the folder `run` of `output_dir`."""
@@ -129,9 +127,11 @@ def _finish(config: PairsConfig, output: Output, trained: Output, setup: Setup, 
         def measure(params: Any) -> list[Result]:
             return [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
 
-        params, alpha, curve = best_between(
-            start, params, config.protect.alphas, lambda between: _headline(measure(between))
-        )
+        curve = ()
+        if config.evaluation:
+            curve = curve_between(start, params, config.protect.alphas, lambda between: _headline(measure(between)))
+        alpha = config.protect.alpha
+        params = interpolate(start, params, alpha)
         after = {f"{result.name}/{name}": value for result in measure(params) for name, value in result.metrics.items()}
         results |= {"alpha": alpha, "curve": [{"alpha": point, "evaluation": value} for point, value in curve]}
     results |= {"before": {name: before[name] for name in after if name in before}, "after": after}

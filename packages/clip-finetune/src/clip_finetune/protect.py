@@ -27,16 +27,19 @@ class ProtectConfig:
     """How forgetting is kept small.
 
     Attributes:
-        kind: `none`; `wise-ft`: of the points between the first and the tuned weights, the one that is best on the
-            evaluations; `lora`: the towers stay as they are, and low-rank updates are learned for them; `l2`: what is
-            trained is pulled to its first weights, in place of the weight decay to zero.
-        alphas: how far from the first to the tuned weights `wise-ft` looks, each in [0, 1].
+        kind: `none`; `wise-ft`: the point `alpha` of the way from the first to the tuned weights; `lora`: the towers
+            stay as they are, and low-rank updates are learned for them; `l2`: what is trained is pulled to its first
+            weights, in place of the weight decay to zero.
+        alpha: how far from the first to the tuned weights `wise-ft` goes, in [0, 1]; the paper's default. It is not
+            chosen by the evaluations, which therefore judge it fairly.
+        alphas: where `wise-ft` measures its curve over the evaluations, each in [0, 1].
         lora_rank: of the updates.
         lora_alpha: they are scaled by this over the rank.
         l2: how strong the pull is: l2 / 2 · ‖θ − θ₀‖² beside the loss.
     """
 
     kind: Literal["none", "wise-ft", "lora", "l2"] = "none"
+    alpha: float = 0.5
     alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     lora_rank: int = 8
     lora_alpha: float = 16.0
@@ -46,6 +49,8 @@ class ProtectConfig:
         """Refuse numbers outside their ranges."""
         if not self.alphas or not all(0 <= alpha <= 1 for alpha in self.alphas):
             raise ValueError(f"alphas lists at least one number, each in [0, 1]; got {list(self.alphas)}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is in [0, 1]; got {self.alpha}")
         if self.lora_rank < 1:
             raise ValueError(f"lora_rank is at least 1; got {self.lora_rank}")
         for name in ("lora_alpha", "l2"):

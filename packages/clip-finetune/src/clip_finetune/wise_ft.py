@@ -20,6 +20,18 @@ def interpolate(start: Any, end: Any, alpha: float) -> Any:
     return jax.tree.map(lambda a, b: (1 - alpha) * a + alpha * b, start, end)
 
 
+def curve_between(start: Any, end: Any, alphas: Sequence[float], measure: Callable[[Any], float]) -> Curve:
+    """What is measured at some points between two trees.
+
+    Args:
+        start: of alpha 0.
+        end: of alpha 1.
+        alphas: where to look.
+        measure: of a tree.
+    """
+    return tuple((alpha, measure(interpolate(start, end, alpha))) for alpha in alphas)
+
+
 def best_between(
     start: Any, end: Any, alphas: Sequence[float], measure: Callable[[Any], float]
 ) -> tuple[Any, float, Curve]:
@@ -34,6 +46,6 @@ def best_between(
     Returns:
         The best tree, its alpha, and the curve; of equally good ones the first.
     """
-    curve = tuple((alpha, measure(interpolate(start, end, alpha))) for alpha in alphas)
+    curve = curve_between(start, end, alphas, measure)
     alpha = max(curve, key=lambda point: point[1])[0]
     return interpolate(start, end, alpha), alpha, curve
