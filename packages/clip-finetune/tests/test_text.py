@@ -6,7 +6,8 @@ import pytest
 
 from clip_data import SourceConfig
 from clip_finetune.cli import main
-from clip_finetune.texts import Texts, read_texts
+from clip_finetune.text_files import read_texts
+from clip_finetune.texts import Texts
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

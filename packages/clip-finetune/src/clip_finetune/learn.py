@@ -12,7 +12,7 @@ import numpy as np
 
 from clip_finetune.config import FinetuneConfig
 from clip_finetune.features import cache_directory, labelled_features
-from clip_finetune.judge import choice, judge, verdict_metrics
+from clip_finetune.learner import Classifying
 from clip_finetune.linear_probe import fit_head
 from clip_finetune.objective import sample_loss
 from clip_finetune.task import FAULTS, Task
@@ -95,30 +95,26 @@ def learn(task: Task, output: Output, tell: Callable[[Epoch], None]) -> Found:
     elif config.head_from == "random":
         head = classifier.head.init(jax.random.key(config.seed))
     start = {**tower, "head": head}
+    learner = Classifying(classifier, loss, parts["validation"], config.batch_size, config.tune.augment)
     output.write_config(config_to_json(config))
     with located("train", FAULTS):
         tuned, epochs = tune(
-            classifier,
+            learner,
             start,
             parts["train"],
-            parts["validation"],
             config.tune,
             mode=config.mode,
-            loss=loss,
             num_train=len(targets),
             directory=output.root,
-            eval_batch_size=config.batch_size,
             seed=config.seed,
             tell=tell,
         )
     if config.mode != "wise-ft":
         return Found(tuned, settings, (), tuple(epochs), faults, unusable)
 
-    def measure(between: Any) -> float:
-        verdict = judge(classifier, between, parts["validation"], batch_size=config.batch_size)
-        return choice(verdict_metrics(classifier, verdict))
-
-    between, alpha, curve = best_between(start, tuned, config.tune.alphas, measure)
+    between, alpha, curve = best_between(
+        start, tuned, config.tune.alphas, lambda params: learner.choice(learner.measure(params))
+    )
     return Found(between, {"alpha": alpha}, curve, tuple(epochs), faults, unusable)
 
 

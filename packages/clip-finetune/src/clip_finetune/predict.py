@@ -16,7 +16,7 @@ from clip_data import DataError, SourceConfig, Tokenizer, decode_image
 from clip_data.formats import FORMAT_BY_EXTENSION
 from clip_finetune.backbone import Tower, tower_of
 from clip_finetune.classifier import Classifier, load_classifier
-from clip_finetune.texts import read_texts
+from clip_finetune.text_files import read_texts
 from clip_models import preprocess_images
 from clip_models.preprocess import PatchSequences
 from clip_train.config_file import ConfigError, located

@@ -58,7 +58,22 @@ class Reader(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-class Labelled(Protocol):
+class Samples(Protocol):
+    """What can be read in batches."""
+
+    def read(self, config: ClipConfig, *, batch_size: int, seed: int | None = None, image_size: Any = None) -> Reader:
+        """Read them.
+
+        Args:
+            config: of the tower that they are prepared for.
+            batch_size: of each batch.
+            seed: of an order that goes on for ever; `None`: each once, as they are stored.
+            image_size: of pictures, where another is wanted than the tower's.
+        """
+        ...
+
+
+class Labelled(Samples, Protocol):
     """The samples of one part of a task."""
 
     @property
@@ -78,17 +93,6 @@ class Labelled(Protocol):
 
     def identity(self) -> dict[str, Any] | None:
         """What their features depend on, their contents' digest included; `None` where that is not known."""
-        ...
-
-    def read(self, config: ClipConfig, *, batch_size: int, seed: int | None = None, image_size: Any = None) -> Reader:
-        """Read them.
-
-        Args:
-            config: of the tower that they are prepared for.
-            batch_size: of each batch.
-            seed: of an order that goes on for ever; `None`: each once, as they are stored.
-            image_size: of pictures, where another is wanted than the tower's.
-        """
         ...
 
 

@@ -12,7 +12,8 @@ from clip_finetune.config import FinetuneConfig
 from clip_finetune.pictures import Pictures
 from clip_finetune.samples import Labelled, Part
 from clip_finetune.split import Split
-from clip_finetune.texts import Texts, names_of, read_texts
+from clip_finetune.text_files import read_texts
+from clip_finetune.texts import Texts, names_of
 from clip_models import ClipConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import is_multi_label, read_classnames

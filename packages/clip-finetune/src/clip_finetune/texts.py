@@ -1,85 +1,28 @@
-"""Labelled texts: read whole, as they are small, from tables and shards whose pictures, if any, are left alone."""
+"""Labelled texts in batches; they are held whole, as they are small."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-import io
 import json
-import operator
-import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from clip_data import SourceConfig, Tokenizer
-from clip_data.fields import CAPTION_KEYS, LABEL_KEYS
-from clip_data.records import IndexedShard, list_source
-from clip_data.sources import open_shard
+from clip_data import Tokenizer
 from clip_finetune.samples import Rows
 from clip_finetune.split import Split
+from clip_finetune.text_files import Text, labels_of
 from clip_models import ClipConfig
 from clip_train.evaluate.targets import multi_hot
 from clip_train.inputs import data_config
 
-_TABLES = {"csv": ",", "tsv": "\t"}
-
-
-class Text(NamedTuple):
-    """One text.
-
-    Attributes:
-        text: itself.
-        label: a class, by number or name; or a list of such.
-        shard: where it came from.
-        row: its number there.
-    """
-
-    text: str
-    label: Any
-    shard: str
-    row: int
-
-
-def read_texts(source: SourceConfig, *, labelled: bool = True) -> list[Text]:
-    """Reads the texts of a source, with their labels.
-
-    Args:
-        source: `caption_key` names the text's field, by default the first of caption, txt and text; `label_key` the
-            label's, by default cls or label.
-        labelled: whether each must have a label.
-
-    Raises:
-        ValueError: there is no such field, or a format without texts.
-        OSError: it cannot be read.
-    """
-    if source.format in ("folder", "class_folder"):
-        raise ValueError(f"texts are in tables or shards, not in a {source.format}: give csv, tsv, parquet or shards")
-    wanted = source.caption_key
-    keys = CAPTION_KEYS if wanted == "auto" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    labels = LABEL_KEYS if source.label_key is None else (source.label_key,)
-    texts: list[Text] = []
-    for path in list_source(source):
-        for row, fields in enumerate(_rows(source, path)):
-            key = next((name for name in keys if fields.get(name)), None)
-            label = next((fields[name] for name in labels if fields.get(name) is not None), None)
-            if label is None and labelled:
-                raise ValueError(
-                    f"no label in {' or '.join(labels)} of row {row} of {path}, whose fields are {', '.join(fields)}; "
-                    "name its field as label_key"
-                )
-            if key is not None:
-                texts.append(Text(_decoded(fields[key]), None if label is None else _plain(label), path, row))
-        if not texts:
-            raise ValueError(f"no text in {' or '.join(keys)} of {path}; name its field as caption_key")
-    return texts
-
 
 def names_of(texts: Sequence[Text]) -> tuple[str, ...]:
     """The class names that labels are, in alphabetical order; none where labels are numbers."""
-    found = {name for text in texts for name in _list(text.label) if isinstance(name, str)}
+    found = {name for text in texts for name in labels_of(text.label) if isinstance(name, str)}
     return tuple(sorted(found))
 
 
@@ -128,10 +71,7 @@ class Texts:
         """Read them, as `Labelled` describes it."""
         if not self.texts:
             raise ValueError(f"no text of {self.where} is in this part of the split; give more, or a larger share")
-        tokenizer = Tokenizer.of(data_config(config))
-        if tokenizer is None:
-            raise ValueError("texts need a tokenizer, and the model names none; set preprocess.tokenizer in its config")
-        ids, mask = tokenizer([text.text for text in self.texts])
+        ids, mask = tokenizer_of(config)([text.text for text in self.texts])
         arrays = {"input_ids": ids, "attention_mask": mask}
         return TextReader(arrays, self.targets(), [text.text for text in self.texts], batch_size=batch_size, seed=seed)
 
@@ -151,12 +91,24 @@ class Texts:
                 raise ValueError(f"{label!r} is none of the {len(self.classnames)} classes ({some})")
             return label
 
-        labels = [[of(label) for label in _list(text.label)] for text in self.texts]
+        labels = [[of(label) for label in labels_of(text.label)] for text in self.texts]
         if self.multi_label:
             return multi_hot(labels, len(self.classnames))
         if several := next((row for row, found in enumerate(labels) if len(found) != 1), None):
             raise ValueError(f"{self.texts[several].text!r:.60} has {len(labels[several])} labels; set multi_label")
         return np.array([row[0] for row in labels], np.int32)
+
+
+def tokenizer_of(config: ClipConfig) -> Tokenizer:
+    """The tokenizer that a model names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    tokenizer = Tokenizer.of(data_config(config))
+    if tokenizer is None:
+        raise ValueError("texts need a tokenizer, and the model names none; set preprocess.tokenizer in its config")
+    return tokenizer
 
 
 class TextReader:
@@ -227,51 +179,3 @@ class TextReader:
 
 def _chosen(texts: list[str], index: np.ndarray) -> list[str]:
     return [texts[i] for i in index]
-
-
-def _rows(source: SourceConfig, path: str) -> Iterator[dict[str, Any]]:
-    if source.format not in (*_TABLES, "parquet"):
-        yield from IndexedShard(source, path).fields()
-        return
-    import pyarrow as pa
-
-    shard = open_shard(path)
-    data = io.BytesIO(shard.read_at(0, shard.size))
-    try:
-        if source.format == "parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(data)
-        else:
-            import pyarrow.csv as pacsv
-
-            options = pacsv.ParseOptions(delimiter=_TABLES[source.format], newlines_in_values=True)
-            table = pacsv.read_csv(data, parse_options=options)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{os.path.basename(path)} is no {source.format} file: {str(error).splitlines()[0]}"
-        ) from error
-    yield from table.to_pylist()
-
-
-def _decoded(value: Any) -> str:
-    if isinstance(value, list):
-        value = value[0]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _plain(label: Any) -> Any:
-    """A label as int or str, or a list of these."""
-    if isinstance(label, list | tuple | np.ndarray):
-        return [_plain(one) for one in label]
-    if isinstance(label, str | bytes):
-        text = _decoded(label).strip()
-        return int(text) if text.isdigit() else text
-    try:
-        return operator.index(label)
-    except TypeError:
-        raise ValueError(f"a label is a whole number, a name, or a list of these; got {label!r:.60}") from None
-
-
-def _list(label: Any) -> list[Any]:
-    return label if isinstance(label, list) else [label]

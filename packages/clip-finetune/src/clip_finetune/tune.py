@@ -15,16 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_finetune.backbone import tower_of
-from clip_finetune.classifier import Classifier, load_classifier
 from clip_finetune.config import Mode, TuneConfig
-from clip_finetune.judge import choice, judge, verdict_metrics
+from clip_finetune.learner import Learner
 from clip_finetune.lora import lora_axes, lora_init, lora_merge
-from clip_finetune.objective import SampleLoss, classification_loss
-from clip_finetune.samples import Labelled, Reader
+from clip_finetune.samples import Reader, Samples
 from clip_models import constrain_activations, logical_axes
 from clip_sharding import BATCH_AXES, MeshConfig, constraint, make_mesh, shardings, strategy, to_global
 from clip_train import Checkpoints, TrainState, fit, make_optimizer, make_step
-from clip_train.augment import augment
 from clip_train.config_file import located
 from clip_train.log import Jsonl, MetricsLog, Row
 from clip_train.loop import Event, Stop
@@ -37,7 +34,7 @@ from clip_train.optimizers import (
 )
 from clip_train.state import abstract_state, state_from_params
 
-_LEARNING_RATES = {"attention": 1e-3, "lora": 1e-3, "full": 3e-5, "wise-ft": 3e-5}
+_LEARNING_RATES = {"probe": 1e-3, "attention": 1e-3, "lora": 1e-3, "full": 3e-5, "wise-ft": 3e-5}
 _LAYER_DECAY = 0.75
 
 
@@ -70,17 +67,14 @@ class StoppedError(Exception):
 
 
 def tune(
-    classifier: Classifier,
+    learner: Learner,
     params: dict[str, Any],
-    train: Labelled,
-    validation: Labelled,
+    train: Samples,
     config: TuneConfig,
     *,
     mode: Mode,
-    loss: SampleLoss,
     num_train: int,
     directory: Path,
-    eval_batch_size: int = 256,
     seed: int = 0,
     tell: Callable[[Epoch], None] = lambda epoch: None,
 ) -> tuple[dict[str, Any], list[Epoch]]:
@@ -89,16 +83,13 @@ def tune(
     What a mode leaves as it is has no gradient and no optimizer state.
 
     Args:
-        classifier: which.
+        learner: what is trained, and how it is judged.
         params: to start from: the tower's and `head`.
         train: to learn from.
-        validation: to choose the epoch by.
         config: of the training.
-        mode: `attention`, `full`, `lora` or `wise-ft`.
-        loss: of a sample.
+        mode: `probe` and `attention` train the head alone; `full` and `wise-ft` the tower too; `lora` low-rank updates.
         num_train: samples in `train`.
         directory: for `metrics.jsonl`, and in `tuning/` checkpoints and the best epoch; this task's alone.
-        eval_batch_size: samples at once on the validation samples.
         seed: of the order, the augmentation and LoRA's first matrices.
         tell: called with each `Epoch`.
 
@@ -108,7 +99,7 @@ def tune(
     Raises:
         StoppedError: a signal asked for it; the same call continues.
     """
-    tower = tower_of(classifier.config)
+    tower = tower_of(learner.config)
     name = config.sharding
     if name == "auto":
         name = "fsdp" if config.mesh is not None and config.mesh.fsdp != 1 else "replicated"
@@ -129,7 +120,7 @@ def tune(
         ),
         num_steps=num_steps,
     )
-    axes: dict[str, Any] = {tower: logical_axes(classifier.config)[tower]}
+    axes: dict[str, Any] = {tower: logical_axes(learner.config)[tower]}
     # No rule divides heads and low-rank updates: they are small.
     axes["head"] = {name: ("head_in", "classes")[-value.ndim :] for name, value in params["head"].items()}
     if mode == "lora":
@@ -143,18 +134,12 @@ def tune(
     merged = functools.partial(_merged, tower=tower, alpha=config.lora_alpha)
     constrain = constraint(rules, mesh)
 
-    def apply(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        augment_key, drop_key = jax.random.split(key)
-        arrays = {name: value for name, value in batch.items() if name != "target"}
-        if config.augment.changes and tower == "vision":
-            size = classifier.config.preprocess.size
-            shape = (size, size) if isinstance(size, int) else size
-            arrays["image"] = augment(arrays["image"], augment_key, config.augment, size=shape)
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         with constrain_activations(constrain):
-            return classifier.logits(merged(params), arrays, drop_key)
+            return learner.loss(merged(params), batch, key, mesh)
 
     step = make_step(
-        classification_loss(apply, loss),
+        loss,
         tx,
         seed=seed,
         trainable=ParameterOptions(optimizer, axes).trainable(shapes),
@@ -164,7 +149,7 @@ def tune(
     saved, best = directory / "tuning" / "checkpoints", directory / "tuning" / "best"
     with contextlib.ExitStack() as resources:
         reader = resources.enter_context(
-            train.read(classifier.config, batch_size=batch_size, seed=seed, image_size=config.augment.source_size)
+            train.read(learner.config, batch_size=batch_size, seed=seed, image_size=config.augment.source_size)
         )
         checkpoints = resources.enter_context(Checkpoints(saved, keep=config.checkpoint.keep))
         epochs: list[Epoch] = []
@@ -189,12 +174,12 @@ def tune(
 
         def measure(done: int, state: TrainState) -> None:
             tuned = jax.tree.map(np.asarray, merged(state.params))
-            verdict = judge(classifier, tuned, validation, batch_size=eval_batch_size)
+            metrics = learner.measure(tuned)
             log.flush()
-            epoch = Epoch(done // steps_per_epoch, last.value, verdict_metrics(classifier, verdict))
+            epoch = Epoch(done // steps_per_epoch, last.value, metrics)
             log.add({f"validation/{name}": value for name, value in epoch.metrics.items()})
-            if not epochs or choice(epoch.metrics) > max(choice(other.metrics) for other in epochs):
-                classifier.save(best, tuned, format="clip-jax")
+            if not epochs or learner.choice(metrics) > max(learner.choice(other.metrics) for other in epochs):
+                learner.save(best, tuned)
             epochs.append(epoch)
             tell(epoch)
 
@@ -222,7 +207,7 @@ def tune(
         if stop.signal is not None and done < num_steps:
             save(done, state)
             raise StoppedError(stop.signal, done)
-    return load_classifier(best)[1], epochs
+    return learner.load(best), epochs
 
 
 def forget_checkpoints(directory: Path) -> None:
@@ -250,7 +235,7 @@ def _merged(params: Any, *, tower: str, alpha: float) -> dict[str, Any]:
 
 def _optimizer(optimizer: AdamWConfig, tower: str, mode: Mode) -> AdamWConfig:
     """The optimizer with the mode's freezing or layer decay."""
-    if mode in ("attention", "lora"):
+    if mode in ("probe", "attention", "lora"):
         frozen = ParametersConfig(match=tower, frozen=True)
         return dataclasses.replace(optimizer, layer_decay=None, parameters=(*optimizer.parameters, frozen))
     return dataclasses.replace(
