@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from clip_finetune.config import FinetuneConfig
-from clip_train.config_file import ConfigError, config_to_json, located, parse_config, read_config, set_field
+from clip_finetune.sentences import SentencesConfig
+from clip_train.config_file import (
+    ConfigError,
+    config_to_json,
+    located,
+    parse_config,
+    read_config,
+    read_json,
+    set_field,
+)
 from clip_train.data_argument import source_of
 
 
@@ -60,3 +69,22 @@ def asked_of(
     for override in overrides:
         set_field(tree, override)
     return parse_config(FinetuneConfig, tree)
+
+
+def sentences_asked_of(file: str | Path, overrides: list[str], flags: dict[str, str | None]) -> SentencesConfig | None:
+    """The config of a sentence embedding; `None` where the file's `task` is none.
+
+    Args:
+        file: a config file.
+        overrides: of its fields.
+        flags: fields that flags give, each a path or a name.
+
+    Raises:
+        ConfigError: something is missing, or cannot be.
+    """
+    if read_json(file).get("task") != "embedding":
+        return None
+    given = {name: os.path.abspath(v) if os.path.exists(v) else v for name, v in flags.items() if v is not None}
+    if "output_dir" in given:
+        given["output_dir"] = os.path.abspath(given["output_dir"])
+    return read_config(SentencesConfig, file, [*(f"{n}={json.dumps(v)}" for n, v in given.items()), *overrides])

@@ -25,7 +25,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_task_arguments(classify, data="a folder of class folders, or labelled shards", to="runs/classify")
     classify.set_defaults(action=_classify, tower="vision")
 
-    text = verbs.add_parser("text", help="text classification by the text tower, in the same modes")
+    text = verbs.add_parser(
+        "text", help="text classification by the text tower, in the same modes; or, by its config, sentence embedding"
+    )
     _add_task_arguments(text, data="labelled texts: csv, tsv, parquet or shards", to="runs/text")
     text.set_defaults(action=_classify, tower="text")
 
@@ -34,14 +36,18 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--dry-run", action="store_true", help="check everything, show what would happen, and stop")
     pairs.set_defaults(action=_pairs)
 
-    predict = verbs.add_parser("predict", help="classify pictures or texts with what classify or text made")
+    predict = verbs.add_parser(
+        "predict", help="classify pictures or texts, or embed texts, with what classify or text made"
+    )
     predict.add_argument(
         "--model", required=True, help="the output directory of classify or text, or a classifier of transformers"
     )
     given = predict.add_mutually_exclusive_group(required=True)
     given.add_argument("--images", nargs="+", help="paths or globs of pictures")
     given.add_argument("--texts", help="a .txt of one text a line, or a .csv, .tsv or .parquet with a column of texts")
-    predict.add_argument("--to", default="predictions.csv", help="a .csv or .parquet (default: %(default)s)")
+    predict.add_argument(
+        "--to", default="predictions.csv", help="a .csv or .parquet, the latter for embeddings (default: %(default)s)"
+    )
     predict.add_argument("--batch-size", type=int, default=64, help="pictures or texts at once (default: %(default)s)")
     predict.set_defaults(action=_predict)
     return parser
@@ -56,9 +62,15 @@ def _add_task_arguments(parser: argparse.ArgumentParser, *, data: str, to: str) 
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from clip_finetune.asked import asked_of
+    from clip_finetune.asked import asked_of, sentences_asked_of
     from clip_finetune.classify import classify
 
+    if options.tower == "text" and options.config is not None:
+        flags = {"model": options.model, "mode": options.mode, "output_dir": options.to}
+        if (asked := sentences_asked_of(config_path(options.config), options.overrides, flags)) is not None:
+            from clip_finetune.sentences import embed_sentences
+
+            return embed_sentences(asked)
     config = asked_of(
         None if options.config is None else config_path(options.config),
         options.overrides,

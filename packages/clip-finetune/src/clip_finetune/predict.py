@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_data import DataError, SourceConfig, Tokenizer, decode_image
+from clip_data import DataError, SourceConfig, decode_image
 from clip_data.formats import FORMAT_BY_EXTENSION
 from clip_finetune.backbone import Tower, tower_of
 from clip_finetune.classifier import Classifier, load_classifier
+from clip_finetune.embedder import Embedder, load_embedder
+from clip_finetune.sentence_pairs import Sentences
 from clip_finetune.text_files import read_texts
+from clip_finetune.texts import tokenizer_of
 from clip_models import preprocess_images
 from clip_models.preprocess import PatchSequences
 from clip_train.config_file import ConfigError, located
-from clip_train.inputs import data_config
 from clip_train.screen import make_console, show_facts
 
 
@@ -63,8 +65,10 @@ def predict(directory: str, images: Sequence[str], to: Path, *, batch_size: int 
 def predict_texts(directory: str, texts: str, to: Path, *, batch_size: int = 64) -> int:
     """Classify texts and write a table: `text`, `label`, `probability`, and a column for each class.
 
+    With a model that embeds sentences the columns are `text` and `embedding`, float32 `[e]` of unit norm.
+
     Args:
-        directory: of the classifier, or of the task that made it.
+        directory: of the classifier or embedding model, or of the task that made it.
         texts: a `.txt` of one text a line; or a table, whose column is caption, txt or text.
         to: a file that ends in `.csv` or `.parquet`.
         batch_size: texts at once.
@@ -75,13 +79,15 @@ def predict_texts(directory: str, texts: str, to: Path, *, batch_size: int = 64)
     Raises:
         ConfigError: there is no classifier, no text, or the table's name says no format.
     """
+    with located("--model"):
+        embedder = load_embedder(directory)
+    if embedder is not None:
+        return _embed(*embedder, texts, to, batch_size)
     classifier, params = _open(directory, to, "text")
     with located("--texts", (OSError, ValueError, DataError)):
         lines = _lines(texts)
     with located("--model"):
-        tokenizer = Tokenizer.of(data_config(classifier.config))
-        if tokenizer is None:
-            raise ValueError(f"{directory} names no tokenizer; set preprocess.tokenizer in its config.json")
+        tokenizer = tokenizer_of(classifier.config)
     run = jax.jit(classifier.logits_of_inputs)
     rows = []
     ids, mask = tokenizer(lines)
@@ -93,6 +99,25 @@ def predict_texts(directory: str, texts: str, to: Path, *, batch_size: int = 64)
         rows.append(classifier.probabilities(np.asarray(run(params, inputs)))[: end - start])
     _write(to, classifier, {"text": lines}, np.concatenate(rows))
     show_facts(make_console(), "clip-finetune predict", [("texts", f"{len(lines):,}"), ("table", str(to))])
+    return 0
+
+
+def _embed(embedder: Embedder, params: Any, texts: str, to: Path, batch_size: int) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if to.suffix != ".parquet":
+        raise ConfigError(f"--to: embeddings go to a file that ends in .parquet; got {to}")
+    with located("--texts", (OSError, ValueError, DataError)):
+        lines = _lines(texts)
+    vectors = embedder.vectors(params, Sentences(tuple(lines)), batch_size=batch_size)
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(
+        pa.table({"text": lines, "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}), to
+    )
+    facts = [("texts", f"{len(lines):,}"), ("width", str(vectors.shape[1])), ("table", str(to))]
+    show_facts(make_console(), "clip-finetune predict", facts)
     return 0
 
 
