@@ -147,8 +147,8 @@ def sweep_weight_decay(
     Args:
         features: float32 `[n, d]`, to train on.
         targets: int `[n]`, or multi-hot `[n, c]`.
-        held_out: features and targets to judge by: accuracy, or mean average precision of multi-hot targets; among
-            equal ones the loss.
+        held_out: features and targets to judge by. AdamW: by accuracy, or mean average precision of multi-hot targets,
+            and among equal ones the loss; L-BFGS: by the loss.
         config: of the training.
         num_classes: c.
         loss: of a sample.
@@ -167,6 +167,9 @@ def sweep_weight_decay(
         logits = probe_logits(probe, held_out[0])
         # CLIP_benchmark takes the first of equal ones; the loss tells them apart where all answers are right.
         cost = float(loss(jnp.asarray(logits), jnp.asarray(held_out[1])).mean())
+        if config.solver == "lbfgs":
+            # Of a hundred samples many strengths answer as many right, and the weakest of those is far too sure.
+            return -cost, 0.0
         if held_out[1].ndim == 2:
             return mean_average_precision(logits, held_out[1]), -cost
         return float((logits.argmax(axis=1) == held_out[1]).mean()), -cost
