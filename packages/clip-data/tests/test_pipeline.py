@@ -331,6 +331,7 @@ def test_the_process_ends_whatever_hangs(config, shards):
     code = f"""if True:
         import os, signal, threading
         from clip_data import DataConfig, Pipeline, SourceConfig, preparer
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin by ignoring it
         preparer.decode_image = lambda *_, **__: threading.Event().wait()
         source = SourceConfig(format="tfrecord", shards={shards!r})
         config = DataConfig(sources=(source,), image_size=8, tokenizer=None, text_length=1)

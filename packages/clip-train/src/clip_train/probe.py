@@ -148,17 +148,20 @@ def sweep_weight_decay(
         features: float32 `[n, d]`, to train on.
         targets: int `[n]`, or multi-hot `[n, c]`.
         held_out: features and targets to judge by. AdamW: by accuracy, or mean average precision of multi-hot targets,
-            and among equal ones the loss; L-BFGS: by the loss.
+            and among equal ones the loss; L-BFGS: the strongest whose loss is within a standard error of the least.
         config: of the training.
         num_classes: c.
         loss: of a sample.
         seed: of each training.
 
     References:
-        Radford et al., arXiv 2103.00020, appendix A.3, and CLIP_benchmark's `linear_probe.py`, whose sweep it is.
+        Radford et al., arXiv 2103.00020, appendix A.3, and CLIP_benchmark's `linear_probe.py`, whose sweep it is;
+        Breiman et al., Classification and Regression Trees, 1984, whose rule of one standard error it is.
     """
 
     strengths = _STRENGTHS[config.solver]
+
+    tried: dict[int, tuple[float, float]] = {}
 
     @functools.cache
     def score(index: int) -> tuple[float, float]:
@@ -166,9 +169,10 @@ def sweep_weight_decay(
         probe = fit_probe(features, targets, config, num_classes=num_classes, weight_decay=decay, loss=loss, seed=seed)
         logits = probe_logits(probe, held_out[0])
         # CLIP_benchmark takes the first of equal ones; the loss tells them apart where all answers are right.
-        cost = float(loss(jnp.asarray(logits), jnp.asarray(held_out[1])).mean())
+        losses = np.asarray(loss(jnp.asarray(logits), jnp.asarray(held_out[1])))
+        cost = float(losses.mean())
         if config.solver == "lbfgs":
-            # Of a hundred samples many strengths answer as many right, and the weakest of those is far too sure.
+            tried[index] = cost, float(losses.std()) / len(losses) ** 0.5
             return -cost, 0.0
         if held_out[1].ndim == 2:
             return mean_average_precision(logits, held_out[1]), -cost
@@ -180,6 +184,9 @@ def sweep_weight_decay(
     best = peak(_FIRST)
     for span in _SPANS:
         best = peak([max(best - span, 0), best, min(best + span, len(strengths) - 1)])
+    if config.solver == "lbfgs":
+        most = sum(tried[best])
+        best = max(index for index, (cost, _) in tried.items() if cost <= most)
     return strengths[best]
 
 
