@@ -7,11 +7,13 @@ it is told to: the two take turns, so that what else the machine does meets both
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 
 BATCH_SIZE = 32
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def ours(dtype):
@@ -98,9 +100,13 @@ def serve(side, dtype):
 class Worker:
     """One side, in a process of its own."""
 
-    def __init__(self, python, side, dtype):
+    def __init__(self, python, side, dtype, huge_pages):
         self.process = subprocess.Popen(
-            [python, __file__, "--serve", side, dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, __file__, "--serve", side, dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(HUGE_PAGES if huge_pages else {})},
         )
         self.compiling = float(self.process.stdout.readline())
 
@@ -120,16 +126,20 @@ def main():
     parser.add_argument("--torch-python", help="of an environment with torch and transformers")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--bfloat16", action="store_true", help="also time ours in bfloat16")
+    parser.add_argument(
+        "--huge-pages", choices=("none", "ours", "both"), default="ours", help="ours: as clip-train starts itself"
+    )
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(*args.serve)
         return
-    workers = {"clip-models float32": Worker(sys.executable, "ours", "float32")}
+    ours_has, theirs_has = args.huge_pages != "none", args.huge_pages == "both"
+    workers = {"clip-models float32": Worker(sys.executable, "ours", "float32", ours_has)}
     if args.torch_python:
-        workers["transformers float32"] = Worker(args.torch_python, "theirs", "float32")
+        workers["transformers float32"] = Worker(args.torch_python, "theirs", "float32", theirs_has)
     if args.bfloat16:
-        workers["clip-models bfloat16"] = Worker(sys.executable, "ours", "bfloat16")
+        workers["clip-models bfloat16"] = Worker(sys.executable, "ours", "bfloat16", ours_has)
     for what in ("train", "infer"):
         seconds = {name: [] for name in workers}
         for turn in range(args.rounds + 1):
