@@ -100,9 +100,9 @@ def test_retrieval_takes_every_right_answer_and_sts_ranks_ties_by_their_mean():
         ("score_key=alike", "scored: no alike in row 0"),
         ("model=eyes", "eyes has none"),
         ("model=model", "texts need a tokenizer"),
-        ("dim=4096", "dim: dim is at most the"),
+        ("dim=4096", "dim: at most the 32 numbers that features 'embedding' have; got 4096"),
         ("scale=0", "scale is above 0"),
-        ("mode=attention", "mode"),
+        ("mode=attention", "mode: "),
     ],
 )
 def test_what_cannot_be_is_one_message(table, tmp_path, capsys, monkeypatch, override, message):
@@ -110,3 +110,4 @@ def test_what_cannot_be_is_one_message(table, tmp_path, capsys, monkeypatch, ove
     output = f"output_dir={tmp_path / 'out'}"
     assert main(["text", str(table / "sentences.json"), "--set", output, "--set", override]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clip_finetune.config import FinetuneConfig
-from clip_finetune.sentences import SentencesConfig
+from clip_finetune.config import FinetuneConfig, SentencesConfig
 from clip_train.config_file import (
     ConfigError,
     config_to_json,
@@ -45,13 +44,7 @@ def asked_of(
     Raises:
         ConfigError: something is missing, or cannot be.
     """
-    tree: dict[str, Any] = {}
-    if model is not None:
-        tree["model"] = os.path.abspath(model) if os.path.exists(model) else model
-    if mode is not None:
-        tree["mode"] = mode
-    if output_dir is not None:
-        tree["output_dir"] = os.path.abspath(output_dir)
+    tree = _flagged(model, mode, output_dir)
     if data is not None:
         with located("--data"):
             train = source_of(data, split="train")
@@ -60,9 +53,7 @@ def asked_of(
         if (Path(data) / "train").is_dir() and (Path(data) / "test").is_dir():
             tree["test"] = config_to_json(test)
     if file is not None:
-        # A flag is an override like any other.
-        flags = [f"{name}={json.dumps(value)}" for name, value in tree.items()]
-        return read_config(FinetuneConfig, file, [*flags, *overrides])
+        return read_config(FinetuneConfig, file, [*_as_overrides(tree), *overrides])
     if model is None or data is None:
         raise ConfigError("give a config, or --model and --data")
     tree.setdefault("output_dir", os.path.abspath(default_output))
@@ -71,20 +62,47 @@ def asked_of(
     return parse_config(FinetuneConfig, tree)
 
 
-def sentences_asked_of(file: str | Path, overrides: list[str], flags: dict[str, str | None]) -> SentencesConfig | None:
+def sentences_asked_of(
+    file: str | Path,
+    overrides: list[str],
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    mode: str | None = None,
+    output_dir: str | None = None,
+) -> SentencesConfig | None:
     """The config of a sentence embedding; `None` where the file's `task` is none.
 
     Args:
         file: a config file.
         overrides: of its fields.
-        flags: fields that flags give, each a path or a name.
+        model: as in the config.
+        data: is refused: pairs need the names of their columns.
+        mode: as in the config.
+        output_dir: likewise.
 
     Raises:
         ConfigError: something is missing, or cannot be.
     """
     if read_json(file).get("task") != "embedding":
         return None
-    given = {name: os.path.abspath(v) if os.path.exists(v) else v for name, v in flags.items() if v is not None}
-    if "output_dir" in given:
-        given["output_dir"] = os.path.abspath(given["output_dir"])
-    return read_config(SentencesConfig, file, [*(f"{n}={json.dumps(v)}" for n, v in given.items()), *overrides])
+    if data is not None:
+        raise ConfigError(f"--data: pairs of sentences are named in the config; set train.shards, got {data}")
+    flags = _as_overrides(_flagged(model, mode, output_dir))
+    return read_config(SentencesConfig, file, [*flags, *overrides])
+
+
+def _flagged(model: str | None, mode: str | None, output_dir: str | None) -> dict[str, Any]:
+    """The fields that flags give."""
+    tree: dict[str, Any] = {}
+    if model is not None:
+        tree["model"] = os.path.abspath(model) if os.path.exists(model) else model
+    if mode is not None:
+        tree["mode"] = mode
+    if output_dir is not None:
+        tree["output_dir"] = os.path.abspath(output_dir)
+    return tree
+
+
+def _as_overrides(tree: dict[str, Any]) -> list[str]:
+    return [f"{name}={json.dumps(value)}" for name, value in tree.items()]

@@ -112,6 +112,14 @@ def tower_features(
     return jnp.concatenate(parts, axis=-1)
 
 
+def feature_width(config: ClipConfig, kind: FeatureKind) -> int:
+    """How many numbers `tower_features` gives of each picture or text."""
+    if kind == "embedding":
+        return config.embed_dim
+    tower: Any = getattr(config, tower_of(config))
+    return {"pooled": tower.pooled_dim, "mean": tower.width, "pooled+mean": tower.pooled_dim + tower.width}[kind]
+
+
 def mean_of_last(config: ClipConfig, features: Features) -> jax.Array:
     """The mean of a tower's last vectors, as transformers' classifiers take it: float32 `[b, d]`.
 

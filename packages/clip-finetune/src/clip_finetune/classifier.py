@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from clip_finetune.backbone import run_tower, tower_features, tower_inputs, tower_of
+from clip_finetune.backbone import feature_width, run_tower, tower_features, tower_inputs, tower_of
 from clip_finetune.config import FeatureKind
 from clip_finetune.heads import AttentionHead, LinearHead
 from clip_finetune.huggingface import open_classifier, why_not, write_classifier
@@ -40,12 +40,7 @@ class Classifier:
     @property
     def width(self) -> int:
         """Of what the head sees."""
-        tower: Any = getattr(self.config, tower_of(self.config))
-        if self.features == "embedding":
-            return self.config.embed_dim
-        return {"pooled": tower.pooled_dim, "pooled+mean": tower.pooled_dim + tower.width}.get(
-            self.features or "", tower.width
-        )
+        return feature_width(self.config, self.features or "mean")
 
     @property
     def head(self) -> LinearHead | AttentionHead:

@@ -8,7 +8,7 @@ from typing import Any
 
 from clip_finetune.backbone import Tower
 from clip_finetune.config import FinetuneConfig
-from clip_finetune.files import local_output
+from clip_finetune.files import claimed
 from clip_finetune.judge import Verdict, judge, verdict_metrics
 from clip_finetune.learn import Found, add_faults, learn
 from clip_finetune.page import write_page
@@ -39,9 +39,9 @@ def classify(config: FinetuneConfig, *, tower: Tower = "vision") -> int:
         ConfigError: the config asks for what cannot be.
     """
     console = make_console()
-    output, resolved = local_output(config.output_dir), config_to_json(config)
-    if output.claim(resolved) and output.results.exists():
-        console.print(f"This task is finished: {output.results}. To do it again, set another output_dir.")
+    resolved = config_to_json(config)
+    output, finished = claimed(config.output_dir, resolved, console)
+    if finished:
         return 0
     task = prepare(config, tower)
     classnames = task.classifier.classnames
@@ -60,10 +60,7 @@ def classify(config: FinetuneConfig, *, tower: Tower = "vision") -> int:
     try:
         found = learn(task, output, tell)
     except StoppedError as stopped:
-        console.print(
-            f"\nStopped by {stopped.signal.name} after step {stopped.step}, and saved. The same command continues from "
-            "there."
-        )
+        console.print(f"\n{stopped}")
         return 128 + stopped.signal
     with located("test" if config.test else "train", FAULTS):
         verdict = judge(

@@ -63,24 +63,19 @@ def _add_task_arguments(parser: argparse.ArgumentParser, *, data: str, to: str) 
 
 def _classify(options: argparse.Namespace) -> int:
     from clip_finetune.asked import asked_of, sentences_asked_of
-    from clip_finetune.classify import classify
 
-    if options.tower == "text" and options.config is not None:
-        flags = {"model": options.model, "mode": options.mode, "output_dir": options.to}
-        if (asked := sentences_asked_of(config_path(options.config), options.overrides, flags)) is not None:
+    file = None if options.config is None else config_path(options.config)
+    flags = {"model": options.model, "data": options.data, "mode": options.mode, "output_dir": options.to}
+    if options.tower == "text" and file is not None:
+        sentences = sentences_asked_of(file, options.overrides, **flags)
+        if sentences is not None:
             from clip_finetune.sentences import embed_sentences
 
-            return embed_sentences(asked)
-    config = asked_of(
-        None if options.config is None else config_path(options.config),
-        options.overrides,
-        model=options.model,
-        data=options.data,
-        mode=options.mode,
-        output_dir=options.to,
-        default_output="runs/classify" if options.tower == "vision" else "runs/text",
-    )
-    return classify(config, tower=options.tower)
+            return embed_sentences(sentences)
+    from clip_finetune.classify import classify
+
+    default = "runs/classify" if options.tower == "vision" else "runs/text"
+    return classify(asked_of(file, options.overrides, **flags, default_output=default), tower=options.tower)
 
 
 def _pairs(options: argparse.Namespace) -> int:

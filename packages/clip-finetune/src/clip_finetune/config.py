@@ -163,3 +163,64 @@ class FinetuneConfig:
         if self.features != "auto":
             return self.features
         return "embedding" if self.head_from == "zero-shot" else "pooled"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentencesConfig:
+    """Sentence embedding on a checkpoint's text tower.
+
+    Attributes:
+        task: says that it is this.
+        output_dir: where the model and its results go.
+        model: a run's directory, a model's directory, or a name on the Hugging Face Hub.
+        train: pairs of sentences that mean the same: a table, or shards; `caption_key` names one sentence's field.
+        positive_key: names the other's.
+        validation: pairs to make choices by; by default a share of `train`.
+        test: pairs to report on; by default a share of `train`.
+        scored: pairs with a score of how alike they are, to report on: an STS data set.
+        score_key: names the score's field in `scored`.
+        split: how large the shares are.
+        mode: `zero-shot` learns nothing and measures; `probe` learns a linear projection of features of the frozen
+            tower; `full` trains the tower; `lora` small updates to it; `wise-ft` is `full`, and a point between the
+            first weights and the tuned ones.
+        features: what a vector is made of: the `embedding`, which stays comparable with pictures; the `pooled` vector
+            before the projection; the `mean` over the sentence's tokens; or `pooled+mean`.
+        dim: width of a linear projection on top, which begins as the identity; by default as wide as the features in
+            `probe`, and none else.
+        scale: of the cosines in the softmax loss over the sentences of a batch.
+        tune: of all modes that learn; its `head` and `augment` are not read.
+        batch_size: sentences encoded at once.
+        cache: a directory for the features of frozen towers; `auto` is the user's cache, `null` none.
+        seed: of the split and the order of pairs.
+    """
+
+    __pydantic_config__ = STRICT
+
+    task: Literal["embedding"]
+    output_dir: str
+    model: str
+    train: SourceConfig
+    positive_key: str = "positive"
+    validation: SourceConfig | None = None
+    test: SourceConfig | None = None
+    scored: SourceConfig | None = None
+    score_key: str = "score"
+    split: SplitConfig = SplitConfig()
+    mode: Literal["zero-shot", "probe", "full", "lora", "wise-ft"] = "full"
+    features: FeatureKind = "embedding"
+    dim: int | None = None
+    scale: float = 20.0
+    tune: TuneConfig = TuneConfig()
+    batch_size: int = 256
+    cache: str | None = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges."""
+        for name in ("batch_size", "dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
+        if self.scale <= 0:
+            raise ValueError(f"scale is above 0; got {self.scale}")
+        if self.dim is not None and self.mode == "zero-shot":
+            raise ValueError(f"zero-shot learns nothing, so no projection either; leave dim out, got {self.dim}")

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_finetune.backbone import tower_alone, tower_features
+from clip_finetune.backbone import feature_width, tower_alone, tower_features
 from clip_finetune.config import FeatureKind
 from clip_finetune.features import OverDevices
-from clip_finetune.sentence_pairs import SentencePairs, Sentences
+from clip_finetune.sentence_pairs import FeaturePairs, SentencePairs, Sentences
 from clip_losses import sharded_softmax_loss
 from clip_models import ClipConfig, load_pretrained, save_pretrained
 from clip_sharding import BATCH_AXES
@@ -32,28 +32,28 @@ class Embedder:
 
     Attributes:
         config: of the text tower alone.
-        features: what of the tower a vector is made of.
-        dim: width of a linear projection on top; `None`: there is none.
+        features: what of the tower a vector is made of, and the projection of, where `head` has one.
     """
 
     config: ClipConfig
     features: FeatureKind = "embedding"
-    dim: int | None = None
 
-    def head(self, width: int) -> dict[str, np.ndarray]:
+    def head(self, dim: int | None, *, projected: bool) -> dict[str, np.ndarray]:
         """The projection before it has learned: the identity, or its first columns; nothing where there is none.
 
         Args:
-            width: of the features.
+            dim: its width; `None`: as wide as the features.
+            projected: whether there is one where no width is given.
 
         Raises:
-            ValueError: it is to be wider than they are.
+            ValueError: it is to be wider than the features are.
         """
-        if self.dim is None:
+        if dim is None and not projected:
             return {}
-        if self.dim > width:
-            raise ValueError(f"dim is at most the {width} numbers that features {self.features!r} have; got {self.dim}")
-        return {"kernel": np.eye(width, self.dim, dtype=np.float32)}
+        width = feature_width(self.config, self.features)
+        if dim is not None and dim > width:
+            raise ValueError(f"at most the {width} numbers that features {self.features!r} have; got {dim}")
+        return {"kernel": np.eye(width, dim, dtype=np.float32)}
 
     def embed(self, params: Any, arrays: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Unit-norm vectors float32 `[b, e]` of `input_ids` and `attention_mask`, int32 `[b, t]`.
@@ -83,7 +83,7 @@ class Embedder:
         save_pretrained(directory, config, {**others, "text": params["text"]})
         heads: dict[str, Any] = {name: np.asarray(value) for name, value in params["head"].items()}
         np.savez(directory / _HEAD, **heads)
-        write_json(directory / _ABOUT, {"features": self.features, "dim": self.dim})
+        write_json(directory / _ABOUT, {"features": self.features})
 
 
 def load_embedder(directory: str | Path) -> tuple[Embedder, dict[str, Any]] | None:
@@ -94,7 +94,7 @@ def load_embedder(directory: str | Path) -> tuple[Embedder, dict[str, Any]] | No
             config, params = load_pretrained(found)
             with np.load(found / _HEAD) as arrays:
                 head = {name: arrays[name] for name in arrays.files}
-            embedder = Embedder(tower_alone(config, "text"), about["features"], about["dim"])
+            embedder = Embedder(tower_alone(config, "text"), about["features"])
             return embedder, {"text": params["text"], "head": head}
     return None
 
@@ -153,7 +153,7 @@ class Embedding:
 
     embedder: Embedder
     scale: float
-    validation: SentencePairs
+    validation: SentencePairs | FeaturePairs
     batch_size: int
 
     @property
@@ -184,6 +184,9 @@ class Embedding:
 
     def measure(self, params: dict[str, Any]) -> dict[str, float]:
         """Recalls and ranks."""
+        if isinstance(self.validation, FeaturePairs):
+            vectors = np.asarray(project(params, jnp.asarray(self.validation.features)))
+            return sentence_metrics(vectors, self.validation.pairs)
         return measured(self.embedder, params, self.validation, batch_size=self.batch_size)
 
     def choice(self, metrics: dict[str, float]) -> float:

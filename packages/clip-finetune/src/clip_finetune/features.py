@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_finetune.backbone import tower_features, tower_inputs
 from clip_finetune.config import FeatureKind
-from clip_finetune.samples import Labelled, no_sample
+from clip_finetune.samples import Identified, no_sample
 from clip_models import ClipConfig
 from clip_sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh, to_global
 from clip_train.fingerprint import fingerprints
@@ -84,7 +84,7 @@ class _Features:
 def labelled_features(
     config: ClipConfig,
     params: Any,
-    samples: Labelled,
+    samples: Identified,
     *,
     kind: FeatureKind = "pooled",
     batch_size: int,
@@ -95,7 +95,7 @@ def labelled_features(
     Args:
         config: of the tower.
         params: with it.
-        samples: labelled.
+        samples: labelled, or of targets that mean nothing.
         kind: as in `tower_features`.
         batch_size: samples at once.
         cache: where features are kept, and found again while weights, samples and preprocessing are the same.
@@ -130,7 +130,7 @@ def cache_directory(given: str | None) -> Path | None:
     return (Path(home) if home else Path.home() / ".cache") / "clip-jax" / "features"
 
 
-def _place(cache: Path, config: ClipConfig, params: Any, samples: Labelled, kind: FeatureKind) -> Path | None:
+def _place(cache: Path, config: ClipConfig, params: Any, samples: Identified, kind: FeatureKind) -> Path | None:
     identity = samples.identity()
     if identity is None:
         return None

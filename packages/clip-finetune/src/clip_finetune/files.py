@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from clip_data.buckets import REMOTE
 from clip_train.config_file import ConfigError
 from clip_train.output import Output
 
 
-def local_output(directory: str) -> Output:
-    """The files of a task.
+def claimed(
+    directory: str,
+    config: dict[str, Any],
+    console: Console,
+    *,
+    done: Callable[[Output, dict[str, Any]], bool] = lambda output, _: output.results.exists(),
+) -> tuple[Output, bool]:
+    """The files of a task, and whether it is finished, which is then said.
+
+    Args:
+        directory: its `output_dir`.
+        config: the resolved config.
+        console: to say it on.
+        done: whether a task of this config that has been here is finished.
 
     Raises:
-        ConfigError: the directory is in a bucket.
+        ConfigError: the directory is in a bucket, or holds something else.
     """
     if directory.startswith(REMOTE):
         raise ConfigError(f"output_dir: a directory of this machine, which can be copied later; got {directory}")
-    return Output(Path(directory))
+    output = Output(Path(directory))
+    finished = output.claim(config) and done(output, config)
+    if finished:
+        console.print(f"This task is finished: {output.results}. To do it again, set another output_dir.")
+    return output, finished
 
 
 def contents_digest(paths: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from clip_finetune.files import local_output
+from clip_finetune.files import claimed
 from clip_finetune.protect import LoraSetup, ProtectConfig, protected
 from clip_finetune.wise_ft import curve_between, interpolate
 from clip_models import save_pretrained
@@ -82,9 +82,9 @@ def pairs(config: PairsConfig, *, dry_run: bool = False) -> int:
         ConfigError: the config asks for what cannot be.
     """
     console = make_console()
-    output, resolved = local_output(config.output_dir), config_to_json(config)
-    if output.claim(resolved) and output.is_finished(resolved):
-        console.print(f"This task is finished: {output.results}. To do it again, set another output_dir.")
+    resolved = config_to_json(config)
+    output, finished = claimed(config.output_dir, resolved, console, done=Output.is_finished)
+    if finished:
         return 0
     with located("model"):
         both_towers(find_model(config.model).config)

@@ -73,7 +73,20 @@ class Samples(Protocol):
         ...
 
 
-class Labelled(Samples, Protocol):
+class Identified(Samples, Protocol):
+    """Samples whose features can be kept, and found again."""
+
+    @property
+    def where(self) -> str:
+        """Where they are, for people."""
+        ...
+
+    def identity(self) -> dict[str, Any] | None:
+        """What their features depend on, their contents' digest included; `None` where that is not known."""
+        ...
+
+
+class Labelled(Identified, Protocol):
     """The samples of one part of a task."""
 
     @property
@@ -82,20 +95,11 @@ class Labelled(Samples, Protocol):
         ...
 
     @property
-    def where(self) -> str:
-        """Where they are, for people."""
-        ...
-
-    @property
     def multi_label(self) -> bool:
         """Whether one may have several labels."""
         ...
 
-    def identity(self) -> dict[str, Any] | None:
-        """What their features depend on, their contents' digest included; `None` where that is not known."""
-        ...
 
-
-def no_sample(samples: Labelled) -> ValueError:
+def no_sample(samples: Identified) -> ValueError:
     """The error of a part of a split that holds nothing."""
     return ValueError(f"no sample of {samples.where} is in this part of the split; give more, or a larger share")

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_data import SourceConfig
-from clip_data.fields import CAPTION_KEYS
 from clip_data.records import list_source
 from clip_finetune.split import Split
-from clip_finetune.text_files import decoded, fields_of
+from clip_finetune.text_files import decoded, fields_of, text_keys
 from clip_finetune.texts import TextReader, tokenizer_of
 from clip_models import ClipConfig
 
@@ -51,8 +50,7 @@ def read_sentence_pairs(
         ValueError: there is no such field, or a score is no number.
         OSError: it cannot be read.
     """
-    wanted = source.caption_key
-    keys = CAPTION_KEYS if wanted == "auto" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    keys = text_keys(source)
     pairs: list[SentencePair] = []
     for path in list_source(source):
         for row, fields in enumerate(fields_of(source, path)):
@@ -135,8 +133,6 @@ class Sentences:
 
     texts: tuple[str, ...]
     where: str = "the sentences"
-    classnames: tuple[str, ...] = ()
-    multi_label: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What features of them depend on."""
@@ -156,27 +152,26 @@ class FeaturePairs:
     """Pairs whose sentences a frozen tower has already read.
 
     Attributes:
-        features: float32 `[n, f]`, of each sentence.
-        first: which of them is the one of each pair, int32 `[n]`.
-        second: which is the other.
+        features: float32 `[n, f]`, of `sentences()`.
+        pairs: the pairs.
     """
 
     features: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
+    pairs: SentencePairs
 
     def read(
         self, config: ClipConfig, *, batch_size: int, seed: int | None = None, image_size: Any = None
     ) -> TextReader:
         """Read the features of both, and numbers that are equal where sentences are."""
+        _, first, second = self.pairs.sentences()
         arrays = {
-            "features": self.features[self.first],
-            "positive_features": self.features[self.second],
-            "text_id": self.first,
-            "positive_id": self.second,
+            "features": self.features[first],
+            "positive_features": self.features[second],
+            "text_id": first,
+            "positive_id": second,
         }
-        num = len(self.first)
-        return TextReader(arrays, np.zeros(num, np.int32), [""] * num, batch_size=batch_size, seed=seed)
+        shown = [pair.text for pair in self.pairs.pairs]
+        return TextReader(arrays, np.zeros(len(first), np.int32), shown, batch_size=batch_size, seed=seed)
 
 
 def _number(value: Any, path: str, row: int) -> float:

@@ -3,88 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
-from clip_data import SourceConfig
 from clip_finetune.backbone import load_backbone, tower_alone
-from clip_finetune.config import SplitConfig, TuneConfig
+from clip_finetune.config import SentencesConfig
 from clip_finetune.embedder import Embedder, Embedding, measured
 from clip_finetune.features import cache_directory, labelled_features
-from clip_finetune.files import local_output
+from clip_finetune.files import claimed
 from clip_finetune.samples import Part
-from clip_finetune.sentence_pairs import FeaturePairs, SentencePairs, Sentences, read_sentence_pairs
-from clip_finetune.split import Split
-from clip_finetune.task import FAULTS
+from clip_finetune.sentence_pairs import FeaturePairs, SentencePair, SentencePairs, Sentences, read_sentence_pairs
+from clip_finetune.task import FAULTS, sources_of, split_of
 from clip_finetune.texts import tokenizer_of
 from clip_finetune.tune import Epoch, StoppedError, forget_checkpoints, tune
 from clip_finetune.wise_ft import best_between
-from clip_train.config_file import STRICT, config_to_json, located
+from clip_train.config_file import config_to_json, located
 from clip_train.output import Output, write_json
 from clip_train.screen import make_console, percent, show_facts, show_table
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SentencesConfig:
-    """Sentence embedding on a checkpoint's text tower.
-
-    Attributes:
-        task: says that it is this.
-        output_dir: where the model and its results go.
-        model: a run's directory, a model's directory, or a name on the Hugging Face Hub.
-        train: pairs of sentences that mean the same: a table, or shards; `caption_key` names one sentence's field.
-        positive_key: names the other's.
-        validation: pairs to make choices by; by default a share of `train`.
-        test: pairs to report on; by default a share of `train`.
-        scored: pairs with a score of how alike they are, to report on: an STS data set.
-        score_key: names the score's field in `scored`.
-        split: how large the shares are.
-        mode: `zero-shot` learns nothing and measures; `probe` learns a linear projection of features of the frozen
-            tower; `full` trains the tower; `lora` small updates to it; `wise-ft` is `full`, and a point between the
-            first weights and the tuned ones.
-        features: what a vector is made of: the `embedding`, which stays comparable with pictures; the `pooled` vector
-            before the projection; the `mean` over the sentence's tokens; or `pooled+mean`.
-        dim: width of a linear projection on top, which begins as the identity; by default as wide as the features in
-            `probe`, and none else.
-        scale: of the cosines in the softmax loss over the sentences of a batch.
-        tune: of all modes that learn; `head` and `augment` are of no use here.
-        batch_size: sentences encoded at once.
-        cache: a directory for the features of frozen towers; `auto` is the user's cache, `null` none.
-        seed: of the split and the order of pairs.
-    """
-
-    __pydantic_config__ = STRICT
-
-    task: Literal["embedding"]
-    output_dir: str
-    model: str
-    train: SourceConfig
-    positive_key: str = "positive"
-    validation: SourceConfig | None = None
-    test: SourceConfig | None = None
-    scored: SourceConfig | None = None
-    score_key: str = "score"
-    split: SplitConfig = SplitConfig()
-    mode: Literal["zero-shot", "probe", "full", "lora", "wise-ft"] = "full"
-    features: Literal["embedding", "pooled", "mean", "pooled+mean"] = "embedding"
-    dim: int | None = None
-    scale: float = 20.0
-    tune: TuneConfig = TuneConfig()
-    batch_size: int = 256
-    cache: str | None = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges."""
-        for name in ("batch_size", "dim"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
-        if self.scale <= 0:
-            raise ValueError(f"scale is above 0; got {self.scale}")
-        if self.dim is not None and self.mode == "zero-shot":
-            raise ValueError(f"zero-shot learns nothing, so no projection either; leave dim out, got {self.dim}")
 
 
 def embed_sentences(config: SentencesConfig) -> int:
@@ -102,9 +40,9 @@ def embed_sentences(config: SentencesConfig) -> int:
         ConfigError: the config asks for what cannot be.
     """
     console = make_console()
-    output, resolved = local_output(config.output_dir), config_to_json(config)
-    if output.claim(resolved) and output.results.exists():
-        console.print(f"This task is finished: {output.results}. To do it again, set another output_dir.")
+    resolved = config_to_json(config)
+    output, finished = claimed(config.output_dir, resolved, console)
+    if finished:
         return 0
     with located("model"):
         model, params = load_backbone(config.model, tower="text")
@@ -116,12 +54,14 @@ def embed_sentences(config: SentencesConfig) -> int:
         with located("scored", FAULTS):
             pairs = read_sentence_pairs(config.scored, config.positive_key, config.score_key)
             scored = SentencePairs.of(pairs, where=", ".join(config.scored.patterns))
-    plain = Embedder(alone, config.features)
-    start: dict[str, Any] = {"text": params["text"], "head": {}}
+    embedder = Embedder(alone, config.features)
+    plain: dict[str, Any] = {"text": params["text"], "head": {}}
+    with located("dim"):
+        start = plain | {"head": embedder.head(config.dim, projected=config.mode == "probe")}
     facts = [("model", config.model), ("mode", config.mode), ("pairs", f"{len(parts['train'].pairs):,}")]
     show_facts(console, "clip-finetune text", [*facts, ("output", str(output.root))])
 
-    def judged(embedder: Embedder, params: Any) -> dict[str, float]:
+    def judged(params: Any) -> dict[str, float]:
         metrics = measured(embedder, params, parts["test"], batch_size=config.batch_size)
         more = {} if scored is None else measured(embedder, params, scored, batch_size=config.batch_size)
         return {**metrics, **more}
@@ -129,21 +69,18 @@ def embed_sentences(config: SentencesConfig) -> int:
     def tell(epoch: Epoch) -> None:
         console.print(f"epoch {epoch.epoch}  loss {epoch.loss:.4f}  validation {_shown(epoch.metrics)}")
 
-    before = judged(plain, start)
+    before = judged(plain)
     results: dict[str, Any] = {"task": "sentence_embedding", "mode": config.mode, "before": before}
-    embedder, tuned = plain, start
+    tuned = plain
     if config.mode != "zero-shot":
         output.write_config(resolved)
         try:
-            embedder, tuned, more = _learn(config, plain, start, parts, output, tell)
+            tuned, more = _learn(config, embedder, start, parts, output, tell)
         except StoppedError as stopped:
-            console.print(
-                f"\nStopped by {stopped.signal.name} after step {stopped.step}, and saved. The same command continues "
-                "from there."
-            )
+            console.print(f"\n{stopped}")
             return 128 + stopped.signal
         results |= more
-    after = judged(embedder, tuned)
+    after = judged(tuned)
     output.write_config(resolved)
     embedder.save(output.root / "model", tuned, whole=(model, jax.tree.map(np.asarray, params)))
     write_json(output.results, {**results, "after": after, "num_pairs": len(parts["test"].pairs)})
@@ -156,69 +93,61 @@ def embed_sentences(config: SentencesConfig) -> int:
 
 def _learn(
     config: SentencesConfig,
-    plain: Embedder,
+    embedder: Embedder,
     start: dict[str, Any],
     parts: dict[Part, SentencePairs],
     output: Output,
-    tell: Any,
-) -> tuple[Embedder, dict[str, Any], dict[str, Any]]:
-    sentences, first, second = parts["train"].sentences()
-    samples: Any = parts["train"]
-    dim = config.dim
-    if config.mode == "probe" or dim is not None:
+    tell: Callable[[Epoch], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    train: SentencePairs | FeaturePairs = parts["train"]
+    validation: SentencePairs | FeaturePairs = parts["validation"]
+    if config.mode == "probe":
         with located("train", FAULTS):
-            features = labelled_features(
-                plain.config,
-                {"text": start["text"]},
-                Sentences(tuple(sentences), parts["train"].where),
-                kind=plain.features,
-                batch_size=config.batch_size,
-                cache=cache_directory(config.cache),
-            ).features
-        dim = dim or features.shape[1]
-        with located("dim"):
-            start = {**start, "head": Embedder(plain.config, plain.features, dim).head(features.shape[1])}
-        if config.mode == "probe":
-            samples = FeaturePairs(features, first, second)
-    embedder = Embedder(plain.config, plain.features, dim)
-    learner = Embedding(embedder, config.scale, parts["validation"], config.batch_size)
+            train, validation = (_featured(config, embedder, start, pairs) for pairs in (train, validation))
+    learner = Embedding(embedder, config.scale, validation, config.batch_size)
     with located("train", FAULTS):
         tuned, epochs = tune(
             learner,
             start,
-            samples,
+            train,
             config.tune,
             mode=config.mode,
-            num_train=len(first),
+            num_train=len(parts["train"].pairs),
             directory=output.root,
             seed=config.seed,
             tell=tell,
         )
     results: dict[str, Any] = {"epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
     if config.mode != "wise-ft":
-        return embedder, tuned, results
+        return tuned, results
     tuned, alpha, curve = best_between(
         start, tuned, config.tune.alphas, lambda params: learner.choice(learner.measure(params))
     )
-    return embedder, tuned, {**results, "alpha": alpha, "curve": [{"alpha": a, "validation": v} for a, v in curve]}
+    return tuned, {**results, "alpha": alpha, "curve": [{"alpha": a, "validation": v} for a, v in curve]}
+
+
+def _featured(config: SentencesConfig, embedder: Embedder, params: Any, pairs: SentencePairs) -> FeaturePairs:
+    """The pairs as the frozen tower reads them, once."""
+    made = labelled_features(
+        embedder.config,
+        {"text": params["text"]},
+        Sentences(tuple(pairs.sentences()[0]), pairs.where),
+        kind=embedder.features,
+        batch_size=config.batch_size,
+        cache=cache_directory(config.cache),
+    )
+    return FeaturePairs(made.features, pairs)
 
 
 def _parts(config: SentencesConfig) -> dict[Part, SentencePairs]:
-    sources: dict[Part, SourceConfig | None] = {"train": None, "validation": config.validation, "test": config.test}
-    with located("train", FAULTS):
-        ours = read_sentence_pairs(config.train, config.positive_key)
+    read: dict[Part, tuple[SentencePair, ...]] = {}
     parts: dict[Part, SentencePairs] = {}
-    for part, source in sources.items():
-        split = Split(
-            part=part,
-            validation=0.0 if config.validation else config.split.validation,
-            test=0.0 if config.test else config.split.test,
-            seed=config.seed,
-        )
-        with located(part if source else "train", FAULTS):
-            pairs = ours if source is None else read_sentence_pairs(source, config.positive_key)
-            where = ", ".join((source or config.train).patterns)
-            parts[part] = SentencePairs.of(pairs, where=where, split=split if source is None else None)
+    for part, source in sources_of(config).items():
+        with located(part if getattr(config, part) else "train", FAULTS):
+            own = source is not config.train or not read
+            read[part] = read_sentence_pairs(source, config.positive_key) if own else read["train"]
+            where = ", ".join(source.patterns)
+            parts[part] = SentencePairs.of(read[part], where=where, split=split_of(config, part))
     return parts
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from clip_data import DataError
+from clip_data import DataError, SourceConfig
 from clip_finetune.backbone import Tower, load_backbone, tower_alone
 from clip_finetune.classes import check_classes
 from clip_finetune.classifier import Classifier
-from clip_finetune.config import FinetuneConfig
+from clip_finetune.config import FinetuneConfig, SentencesConfig
 from clip_finetune.pictures import Pictures
 from clip_finetune.samples import Labelled, Part
 from clip_finetune.split import Split
@@ -67,7 +67,8 @@ def prepare(config: FinetuneConfig, tower: Tower) -> Task:
     return Task(config, tower, model, params, classifier, parts)
 
 
-def _split(config: FinetuneConfig, part: Part) -> Split | None:
+def split_of(config: FinetuneConfig | SentencesConfig, part: Part) -> Split | None:
+    """Which samples of `train` are in a part; `None`: those of a source of its own, or all."""
     given = {"train": None, "validation": config.validation, "test": config.test}[part]
     if given is not None:
         return None
@@ -79,7 +80,8 @@ def _split(config: FinetuneConfig, part: Part) -> Split | None:
     )
 
 
-def _sources(config: FinetuneConfig) -> dict[Part, Any]:
+def sources_of(config: FinetuneConfig | SentencesConfig) -> dict[Part, SourceConfig]:
+    """Where the samples of each part are."""
     return {
         "train": config.train,
         "validation": config.validation or config.train,
@@ -93,14 +95,14 @@ def _pictures(config: FinetuneConfig, multi_label: bool) -> dict[Part, Labelled]
         classnames = read_classnames(config.classnames, config.train)
         check_classes(config.train, classnames, given)
     return {
-        part: Pictures(source, classnames, multi_label, _split(config, part))
-        for part, source in _sources(config).items()
+        part: Pictures(source, classnames, multi_label, split_of(config, part))
+        for part, source in sources_of(config).items()
     }
 
 
 def _texts(config: FinetuneConfig, multi_label: bool) -> dict[Part, Labelled]:
     read = {}
-    for part, source in _sources(config).items():
+    for part, source in sources_of(config).items():
         with located(part if getattr(config, part) else "train", FAULTS):
             read[part] = read["train"] if source is config.train and read else read_texts(source)
     with located("classnames"):
@@ -108,13 +110,13 @@ def _texts(config: FinetuneConfig, multi_label: bool) -> dict[Part, Labelled]:
         classnames = named if named and config.classnames is None else read_classnames(config.classnames, config.train)
         check_classes(config.train, classnames)
     parts: dict[Part, Labelled] = {}
-    for part, source in _sources(config).items():
+    for part, source in sources_of(config).items():
         texts = Texts.of(
             read[part],
             classnames,
             where=", ".join(source.patterns),
             multi_label=multi_label,
-            split=_split(config, part),
+            split=split_of(config, part),
         )
         with located(part if getattr(config, part) else "train"):
             texts.targets()

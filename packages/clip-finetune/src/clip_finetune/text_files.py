@@ -47,8 +47,7 @@ def read_texts(source: SourceConfig, *, labelled: bool = True) -> list[Text]:
         ValueError: there is no such field, or a format without texts.
         OSError: it cannot be read.
     """
-    wanted = source.caption_key
-    keys = CAPTION_KEYS if wanted == "auto" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    keys = text_keys(source)
     labels = LABEL_KEYS if source.label_key is None else (source.label_key,)
     texts: list[Text] = []
     for path in list_source(source):
@@ -65,6 +64,12 @@ def read_texts(source: SourceConfig, *, labelled: bool = True) -> list[Text]:
         if not texts:
             raise ValueError(f"no text in {' or '.join(keys)} of {path}; name its field as caption_key")
     return texts
+
+
+def text_keys(source: SourceConfig) -> tuple[str, ...]:
+    """The fields that may hold a row's text; the first that does is it."""
+    wanted = source.caption_key
+    return CAPTION_KEYS if wanted == "auto" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
 
 
 def fields_of(source: SourceConfig, path: str) -> Iterator[dict[str, Any]]:

@@ -62,7 +62,9 @@ class StoppedError(Exception):
     """
 
     def __init__(self, signal: Any, step: int) -> None:
-        super().__init__(f"stopped by {signal.name} after step {step}")
+        super().__init__(
+            f"Stopped by {signal.name} after step {step}, and saved. The same command continues from there."
+        )
         self.signal, self.step = signal, step
 
 
