@@ -1,6 +1,6 @@
 """A linear classifier on features that stay as they are: by AdamW as CLIP_benchmark does, or to its one minimum.
 
-It is what `linear_probe` evaluates with and what `clip_finetune` puts on a frozen tower: one training, one sweep.
+It is what `linear_probe` evaluates with and what `clip_finetune` puts on a frozen tower: one sweep, two solvers.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def linear_probe(
 ) -> Result:
     """Train a linear classifier on unit-norm image embeddings, and judge it on others.
 
-    Its weight decay is chosen on the validation samples, which it then learns from too; without them it is what the
+    Its weight decay, or penalty, is chosen on the validation samples, which it then learns from too; without them it is what the
     config says, or 0.
 
     Args:
@@ -70,7 +70,13 @@ def linear_probe(
         task="linear_probe",
         num_samples=len(truth),
         metrics={f"lp_{metric}": value for metric, value in score_metrics(scores, truth).items()},
-        settings={"weight_decay": decay, "epochs": config.epochs, "seed": 0, "fewshot_k": -1, "normalized": True},
+        settings={
+            "weight_decay": decay,
+            **({"epochs": config.epochs} if config.solver == "adamw" else {}),
+            "seed": 0,
+            "fewshot_k": -1,
+            "normalized": True,
+        },
         classnames=classnames,
         confusion=None if multi_label else confusion_matrix(scores.argmax(axis=1), truth, num_classes),
     )
