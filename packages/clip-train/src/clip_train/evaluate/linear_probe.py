@@ -29,8 +29,8 @@ def linear_probe(
 ) -> Result:
     """Train a linear classifier on unit-norm image embeddings, and judge it on others.
 
-    Its weight decay, or penalty, is chosen on the validation samples, which it then learns from too; without them it is what the
-    config says, or 0.
+    Its weight decay, or penalty, is chosen on the validation samples, which it then learns from too; without them it is
+    what the config says, or 0.
 
     Args:
         encoders: of the image tower.
