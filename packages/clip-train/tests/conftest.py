@@ -1,6 +1,10 @@
 import io
 import json
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,9 @@ import pytest
 _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+
+STORES = Path(__file__).parents[2] / "clip-data/tests/faulty_store.py"
+EMULATORS = {"s3": "moto.server", "gs": "gcp_storage_emulator.server"}
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 MODEL = {
@@ -78,3 +85,39 @@ def squares(tmp_path_factory):
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def bucket(request, tmp_path_factory):
+    """An empty bucket's address, in a store on this machine: those that clip-data's tests read from."""
+    from pyarrow import fs
+
+    pytest.importorskip(EMULATORS[request.param])
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", STORES, request.param],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    port, direct = process.stdout.readline().split()
+    url = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "x")
+        for name in ("AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"):
+            patch.setenv(name, url)
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
+        if request.param == "s3":
+            store = fs.S3FileSystem(endpoint_override=f"http://127.0.0.1:{direct}", allow_bucket_creation=True)
+        else:
+            store = fs.GcsFileSystem(
+                endpoint_override=f"127.0.0.1:{port}", scheme="http", anonymous=True, project_id="test"
+            )
+        store.create_dir("bucket")
+        yield f"{request.param}://bucket"
+        left = list(Path(tempfile.gettempdir()).iterdir())
+    process.kill()
+    process.communicate()
+    assert left == []  # on this machine's disk

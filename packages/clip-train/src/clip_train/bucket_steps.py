@@ -1,34 +1,45 @@
-"""Checkpoints in a bucket: the files of a step are written one by one, and count once a list of them is there too."""
+"""Checkpoints in a bucket: a step's files are written in a few large parts, and count once a list of them is there."""
 
 from __future__ import annotations
 
+import io
 import json
-import tempfile
-from collections.abc import Callable, Iterable
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from clip_data.buckets import delete_object, list_below, read_object, write_object
 
 _AT_ONCE = 8
+_PART_BYTES = 64 << 20
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class BucketSteps:
-    """The checkpoints below one prefix: `STEP/FILE…`, and `STEP/whole.I-of-N.json` for each process that wrote them.
+    """The checkpoints below one prefix: of process I of N `STEP/I/PART.zip` and a list, `STEP/whole.I-of-N.START.json`.
 
-    A bucket has no folder to rename. Process I of N writes its files and then the list of them with their sizes: a
-    step is whole where all N lists are.
+    A bucket has no folder to rename, and takes a while for each object, however small. Each process writes its files
+    in parts of 64 MiB or more, then the list of the parts with their sizes: a step is whole where all N lists of one
+    start of the run are.
 
     Args:
         prefix: `gs://` or `s3://`.
         process_index: which process this is.
         process_count: of how many.
+        start: a name of this start of the run, the same in all its processes: what one start left unfinished is not
+            completed by another.
     """
 
-    def __init__(self, prefix: str, *, process_index: int = 0, process_count: int = 1) -> None:
+    def __init__(self, prefix: str, *, process_index: int = 0, process_count: int = 1, start: str = "0") -> None:
         self.prefix = prefix.rstrip("/")
-        self._list = _list_name(process_index, process_count)
+        self._index = process_index
+        self._list = _list_name(process_index, process_count, start)
 
     def whole(self) -> list[int]:
         """The steps that count, in order.
@@ -49,15 +60,27 @@ class BucketSteps:
         Raises:
             OSError: one of them could not be written.
         """
-        sizes = {name: (folder / name).stat().st_size for name in files}
-        _each(lambda name: write_object(f"{self.prefix}/{step}/{name}", folder / name), sizes)
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            json.dump({"files": sizes}, file)
-            file.flush()
-            write_object(f"{self.prefix}/{step}/{self._list}", file.name)
+        packed = folder.with_suffix(".parts")
+        packed.mkdir()
+        try:
+            sizes = dict(_each(lambda part: self._put_part(step, folder, *part), enumerate(_parts(folder, files))))
+            (listed := packed / self._list).write_text(json.dumps({"files": sizes}))
+            write_object(f"{self.prefix}/{step}/{self._list}", listed)
+        finally:
+            shutil.rmtree(packed)
+
+    def _put_part(self, step: int, folder: Path, number: int, names: list[str]) -> tuple[str, int]:
+        part = folder.with_suffix(".parts") / f"{number:05d}.zip"
+        with zipfile.ZipFile(part, "w") as archive:
+            for name in names:
+                archive.write(folder / name, name)
+        size = part.stat().st_size
+        write_object(f"{self.prefix}/{step}/{self._index}/{part.name}", part)
+        part.unlink()
+        return part.name, size
 
     def get(self, step: int, folder: Path) -> int:
-        """Read the files of a whole step into a folder.
+        """Read the files of a whole step, those of all processes, into a folder.
 
         Returns:
             How many processes wrote them.
@@ -66,20 +89,27 @@ class BucketSteps:
             ValueError: some are not what was written.
             OSError: the store cannot be read.
         """
-        names = self._by_step()[step]
-        lists, wanted = _lists(names), dict[str, int]()
-        for name in lists:
-            wanted |= json.loads(bytes(read_object(f"{self.prefix}/{step}/{name}")))["files"]
-        for name, size in wanted.items():
-            if names.get(name) != size:
-                raise ValueError(f"{self.prefix}/{step}/{name} has {names.get(name, 'no')} bytes of {size}")
+        there = self._by_step()[step]
+        lists, parts = _lists(there), list[str]()
+        for index, name in enumerate(lists):
+            listed = json.loads(bytes(read_object(f"{self.prefix}/{step}/{name}")))["files"]
+            for part, size in listed.items():
+                path = f"{index}/{part}"
+                if there.get(path) != size:
+                    raise ValueError(f"{self.prefix}/{step}/{path} has {there.get(path, 'no')} bytes of {size}")
+                parts.append(path)
+        lock = threading.Lock()
 
-        def fetch(name: str) -> None:
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read_object(f"{self.prefix}/{step}/{name}"))
+        def fetch(part: str) -> None:
+            data = io.BytesIO(read_object(f"{self.prefix}/{step}/{part}"))
+            try:
+                # What several processes wrote, such as the tree's description, is the same in all.
+                with lock, zipfile.ZipFile(data) as archive:
+                    archive.extractall(folder)
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{self.prefix}/{step}/{part} is not what was written: {error}") from error
 
-        _each(fetch, wanted)
+        _each(fetch, parts)
         return len(lists)
 
     def forget_after(self, step: int) -> None:
@@ -109,8 +139,8 @@ class BucketSteps:
         return dict(sorted(found.items()))
 
 
-def _list_name(index: int, count: int) -> str:
-    return f"whole.{index}-of-{count}.json"
+def _list_name(index: int, count: int, start: str) -> str:
+    return f"whole.{index}-of-{count}.{start}.json"
 
 
 def _is_list(name: str) -> bool:
@@ -118,17 +148,30 @@ def _is_list(name: str) -> bool:
 
 
 def _lists(names: Iterable[str]) -> list[str]:
-    """The lists of a whole step; none: it is not whole."""
+    """The lists of a whole step, in the order of its processes; none: it is not whole."""
     there = set(filter(_is_list, names))
     for name in sorted(there):
-        count = int(name.removesuffix(".json").rpartition("-")[2])
-        wanted = [_list_name(i, count) for i in range(count)]
+        _, place, start, _ = name.split(".")
+        count = int(place.rpartition("-")[2])
+        wanted = [_list_name(i, count, start) for i in range(count)]
         if there.issuperset(wanted):
             return wanted
     return []
 
 
-def _each(do: Callable[[str], Any], names: Iterable[str]) -> None:
+def _parts(folder: Path, names: Iterable[str]) -> Iterator[list[str]]:
+    """Groups files, so that each group but the last has at least `_PART_BYTES`."""
+    part, size = list[str](), 0
+    for name in names:
+        part.append(name)
+        size += (folder / name).stat().st_size
+        if size >= _PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _each(do: Callable[[A], B], items: Iterable[A]) -> list[B]:
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="clip-train-bucket") as pool:
-        for _ in pool.map(do, names):
-            pass
+        return list(pool.map(do, items))

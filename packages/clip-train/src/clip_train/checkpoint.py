@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -66,8 +68,9 @@ class Checkpoints:
     background while training does. Several processes each write and read their own parts: the directory is one that all
     see, and all call the same methods.
 
-    In a bucket, `gs://` or `s3://`, a checkpoint counts once all its files are there. It is written to this machine's
-    disk first, to `TMPDIR`, which needs room for two.
+    In a bucket, `gs://` or `s3://`, a checkpoint counts once the files of all processes are there. Each process writes
+    its parts to its machine's disk first, and fetches a whole checkpoint to there: to `TMPDIR`, which needs room for
+    two.
 
     Args:
         directory: a local path, `gs://` or `s3://`.
@@ -90,20 +93,27 @@ class Checkpoints:
         self._sent: Future[None] | None = None
         local = Path(directory).absolute()
         if self._place.startswith(REMOTE):
+            start, found = exchange([uuid.uuid4().hex[:8], BucketSteps(self._place).whole()])[0]
+            self._in_bucket, self._fetched = set(found), set[int]()
             self._bucket = BucketSteps(
-                self._place, process_index=jax.process_index(), process_count=jax.process_count()
+                self._place, process_index=jax.process_index(), process_count=jax.process_count(), start=start
             )
-            self._in_bucket = set(self._bucket.whole())
             self._room = Room(self._place)
             local, keep = self._room.path, 1
+        # On disks of their own all processes are primary, and files that hold a part of one array each are apart.
+        primary = ocp.options.MultiprocessingOptions(primary_host=None if self._bucket else 0)
+
+        def arrays() -> ocp.StandardCheckpointHandler:
+            return ocp.StandardCheckpointHandler(multiprocessing_options=primary, use_ocdbt=self._bucket is None)
+
         self._manager = ocp.CheckpointManager(
             local,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, multiprocessing_options=primary),
             item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "opt_state": ocp.StandardCheckpointHandler(),
-                "ema": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
+                "params": arrays(),
+                "opt_state": arrays(),
+                "ema": arrays(),
+                "progress": ocp.JsonCheckpointHandler(multiprocessing_options=primary),
             },
         )
 
@@ -164,8 +174,7 @@ class Checkpoints:
         files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         bucket.put(step, folder, files)
         self._in_bucket.add(step)
-        if jax.process_index() == 0:
-            bucket.prune(self._keep)
+        bucket.prune(self._keep)
 
     def restore(self, abstract: TrainState) -> Restored:
         """The newest checkpoint that can be read, each array in its sharding.
@@ -219,14 +228,12 @@ class Checkpoints:
         first_error: Exception | None = None
         torn: list[int] = []
         for step in sorted(self._all_steps(), reverse=True):
-            restored, is_whole = None, False
-            try:
-                restored = self._read(step, items)
-                is_whole = True
-            except ValueError as error:
-                first_error = first_error or error
-            if all(exchange(is_whole)):
-                return step, restored, tuple(torn)
+            restored, fault = None, self._fetch(step)
+            if all(exchange(fault is None)):
+                restored, fault = self._read(step, items)
+                if all(exchange(fault is None)):
+                    return step, restored, tuple(torn)
+            first_error = first_error or fault
             torn.append(step)
         if not torn:
             raise FileNotFoundError(f"no checkpoint in {self._place}")
@@ -235,19 +242,33 @@ class Checkpoints:
             f"no checkpoint in {self._place} fits this run and can be read; of step {torn[0]}: {message}"
         ) from first_error
 
-    def _read(self, step: int, items: Any) -> Any:
-        """What a step holds; ValueError: it is torn; OSError: its bucket cannot be read, which says nothing of it."""
+    def _fetch(self, step: int) -> ValueError | None:
+        """Have a step of a bucket on this machine's disk, or say why it is torn.
+
+        Raises:
+            OSError: the bucket cannot be read, which says nothing of the step.
+        """
+        if self._bucket is None or step in self._fetched:
+            return None
         folder = Path(self._manager.directory) / str(step)
-        if self._bucket is not None and not folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # this process's part alone
+        try:
             self._bucket.get(step, beside := folder.with_suffix(".partial"))
-            beside.rename(folder)
-            self._manager.reload()
+        except ValueError as error:
+            return error
+        beside.rename(folder)
+        self._fetched.add(step)
+        self._manager.reload()
+        return None
+
+    def _read(self, step: int, items: Any) -> tuple[Any, Exception | None]:
+        """What a step holds, or why it is torn."""
         try:
             restored = self._manager.restore(step, args=items)
             _check(restored)
         except Exception as error:  # a torn file may make its reader say anything
-            raise ValueError(str(error)) from error
-        return restored
+            return None, error
+        return restored, None
 
     def _put_aside(self, steps: tuple[int, ...], newest: int) -> None:
         directory = Path(self._manager.directory)

@@ -134,11 +134,6 @@ class Output:
         Raises:
             ConfigError: it holds something else; the message says what and the ways out.
         """
-        if self.in_bucket and jax.process_count() > 1:
-            raise ConfigError(
-                f"output_dir: a run of {jax.process_count()} processes writes to a directory in a file system that all "
-                f"see; got {self.address}. Mount the bucket (gcsfuse, s3fs) and give a directory in it"
-            )
         if not self.in_bucket and self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"output_dir: {self.root} is a file; give a directory")
         # A file that ends so was never finished: a first start was cut off while writing it.
