@@ -92,9 +92,9 @@ def serve(side, dtype):
     print(compiling, flush=True)
     for line in sys.stdin:
         run = step if line.strip() == "train" else infer
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         run()
-        print(time.perf_counter() - start, flush=True)
+        print(time.perf_counter() - start, time.process_time() - cpu_start, flush=True)
 
 
 class Worker:
@@ -111,10 +111,10 @@ class Worker:
         self.compiling = float(self.process.stdout.readline())
 
     def run(self, what):
-        """Returns the seconds of one step."""
+        """Returns the seconds of one step, and those of all its threads on a core."""
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        return tuple(map(float, self.process.stdout.readline().split()))
 
     def close(self):
         self.process.stdin.close()
@@ -147,11 +147,13 @@ def main():
                 taken = worker.run(what)
                 if turn:  # the first is warm-up
                     seconds[name].append(taken)
-            print(what, {name: [round(t, 2) for t in taken] for name, taken in seconds.items()}, file=sys.stderr)
-        first = min(seconds["clip-models float32"])
-        for name, taken in seconds.items():
+            print(what, {name: [round(t, 2) for t, _ in taken] for name, taken in seconds.items()}, file=sys.stderr)
+        best = {name: [min(kind) for kind in zip(*taken, strict=True)] for name, taken in seconds.items()}
+        first, first_cpu = best["clip-models float32"]
+        for name, (wall, cpu) in best.items():
             print(
-                f"{what} {name}: {BATCH_SIZE / min(taken):.2f} images/s, ×{min(taken) / first:.2f} of our time",
+                f"{what} {name}: {BATCH_SIZE / wall:.2f} images/s, ×{wall / first:.2f} of our time, "
+                f"×{cpu / first_cpu:.2f} of our CPU time",
                 flush=True,
             )
     print(f"compiling the training step: {workers['clip-models float32'].compiling:.1f} s")

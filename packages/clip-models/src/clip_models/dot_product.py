@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from clip_models.config import AttentionImplementation
+from clip_models.platform import platform
+from clip_models.products import product
 
 # Shorter than this, XLA's matrix of weights is small, and splash attention's padding to blocks of 128 costs more.
 SPLASH_MIN_TOKENS = 1024
@@ -60,13 +62,6 @@ def dot_product_attention(
     return _xla(queries, keys, values, mask, causal, float32_logits, dropout, key)
 
 
-def platform() -> str:
-    """Where the program will run: on the devices of the mesh in use, else on jax's default ones."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
 def _best(queries: jax.Array, keys: jax.Array, mask: jax.Array | None, dropout: float) -> AttentionImplementation:
     backend = platform()
     shortest = min(queries.shape[1], keys.shape[1])
@@ -105,7 +100,7 @@ def _xla(
     weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(queries.dtype)
     if dropout and key is not None:
         weights = weights * jax.random.bernoulli(key, 1 - dropout, weights.shape) / (1 - dropout)
-    return jnp.einsum("bhqt,bhtd->bhqd", weights, values).swapaxes(1, 2)
+    return product("bhqt,bhtd->bhqd", weights, values).swapaxes(1, 2)
 
 
 def _cudnn_problem(queries: jax.Array) -> str | None:

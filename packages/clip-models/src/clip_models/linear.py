@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer, zeros
 from clip_models.activations import in_use
 from clip_models.config import TextConfig, VisionConfig
 from clip_models.initializers import tower_initializers
+from clip_models.products import product
 
 
 class Linear(nnx.Module):
@@ -43,7 +44,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in_features] to [..., out_features]."""
-        y = x @ in_use(self.kernel, x.dtype)
+        leading = "abcdefgh"[: x.ndim - 1]
+        y = product(f"{leading}i,io->{leading}o", x, in_use(self.kernel, x.dtype))
         return y if self.bias is None else y + in_use(self.bias, x.dtype)
 
 

@@ -12,10 +12,10 @@ from flax import nnx
 from clip_models.activations import constrained
 from clip_models.attention import Attention
 from clip_models.config import ComputeConfig, TransformerConfig
-from clip_models.dot_product import platform
 from clip_models.dropout import drop_path, dropout
 from clip_models.mlp import Mlp
 from clip_models.norm import tower_norm
+from clip_models.platform import platform
 from clip_models.positions import Rotation
 from clip_models.remat import rematerialize
 
