@@ -43,7 +43,10 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
         step, params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
     show_facts(console, "clip-train eval", [("run", output.address), ("step", f"{step} of {setup.num_steps}")])
     encoders = Encoders(setup.model, setup.mesh)
-    results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
+    results = []
+    for i, evaluation in enumerate(config.evaluation):
+        with located(f"evaluation.{i}"):
+            results.append(evaluate(evaluation, encoders, params, setup.data, setup.tokenizer))
     show_metrics(console, results)
     if to is not None and is_first():
         write_json(to, [result_to_json(result, setup) for result in results])
