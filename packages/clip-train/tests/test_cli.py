@@ -106,6 +106,7 @@ def test_eval_gives_the_same_results_and_export_the_same_weights(finished, tmp_p
     ours, theirs = load_run(finished)
     assert config == ours
     jax.tree.map(np.testing.assert_array_equal, params, theirs)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(finished)[1], theirs)
     assert "not empty" in refused(capsys, "export", finished, tmp_path / "model")
 
     assert main(["export", str(finished), str(tmp_path / "theirs"), "--to", "huggingface"]) == 0
