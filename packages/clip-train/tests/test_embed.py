@@ -122,8 +122,8 @@ def test_any_model_is_evaluated_from_flags_or_a_config(model, squares, tmp_path,
     data = str(squares / "test-*.tfrecord")
     assert main(["eval", str(directory), "--data", data, "--to", str(tmp_path / "a.json")]) == 0
     written = json.loads((tmp_path / "a.json").read_text())
-    assert written[0]["task"] == "zeroshot_classification"
-    assert written[0]["num_samples"] == 21
+    assert written["task"] == "zeroshot_classification"
+    assert written["num_samples"] == 21
     source = {"format": "tfrecord", "shards": data}
     evaluation = [{"name": "test-*.tfrecord", "task": "zeroshot_classification", "data": source}]
     (tmp_path / "c.json").write_text(json.dumps({"model": str(directory), "evaluation": evaluation}))
@@ -132,5 +132,7 @@ def test_any_model_is_evaluated_from_flags_or_a_config(model, squares, tmp_path,
     capsys.readouterr()
     assert main(["eval", str(directory)]) == 2
     assert "give --data SHARDS" in capsys.readouterr().err
+    assert main(["eval", str(directory), "--data", data, "--data", data]) == 2
+    assert "each evaluation has a name of its own" in capsys.readouterr().err
     assert main(["eval", str(directory), "--data", data, "--classnames", "imagenet"]) == 2
     assert "no classnames found at imagenet" in capsys.readouterr().err
