@@ -84,11 +84,13 @@ def test_captions_are_embedded_beside_the_pictures_or_without_them(model, square
         next(embed(blind, source, tmp_path / "n", what="both"))
 
 
-def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsys):
-    directory, _, _, expected = model
+def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsys, monkeypatch):
+    directory, opened, _, expected = model
     to = tmp_path / "out"
+    monkeypatch.chdir(directory.parent)
     flags = ["--data", str(squares / "train-*.tfrecord"), "--batch-size", "16", "--shard-size", "48"]
-    assert main(["embed", str(directory), *flags, "--dtype", "float16", "--to", str(to)]) == 0
+    assert main(["embed", directory.name, *flags, "--dtype", "float16", "--to", str(to)]) == 0
+    monkeypatch.chdir(tmp_path)  # a path is that of where it was given
     assert "96 of width 16" in capsys.readouterr().out
     hits = nearest(to, expected[:3], top=7)
     assert [hits[i][0].row.key for i in range(3)] == [f"{i:05d}" for i in range(3)]
@@ -102,6 +104,11 @@ def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsy
     assert main(["search", str(to), str(tmp_path / "red.png"), "--top", "5", "--to", str(page)]) == 0
     assert page.read_text().count('src="data:image/jpeg;base64,') == 6
     capsys.readouterr()
+    save_pretrained(directory, opened.config, init(opened.config, jax.random.key(1)))
+    for arguments in (["search", str(to), "a red square"], ["embed", str(directory), *flags, "--to", str(to)]):
+        assert main(arguments) == 2
+        assert f"holds embeddings of other weights than those of {directory}" in capsys.readouterr().err
+    save_pretrained(directory, opened.config, opened.params)
     assert main(["search", str(tmp_path), "a red square"]) == 2
     assert "holds no embeddings; make them: clip-train embed" in capsys.readouterr().err
 
