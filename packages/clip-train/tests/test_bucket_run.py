@@ -1,5 +1,6 @@
 """Runs in buckets, against stores on this machine: the ones that clip-data's tests read from."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
+from clip_data import SourceConfig
 from clip_data.buckets import delete_object, list_below, read_object, write_object
 from clip_sharding import MeshConfig, make_mesh, shardings, strategy
 from clip_train import load_run
 from clip_train.bucket_steps import BucketSteps
 from clip_train.checkpoint import Checkpoints
 from clip_train.cli import main
+from clip_train.evaluate import EvaluationConfig, Prompts, dataset_type, read_prompts
 from clip_train.log import read_jsonl
 from clip_train.room import Room
 from clip_train.state import abstract_state, create_state
@@ -100,6 +103,26 @@ def test_a_store_that_fails_tears_nothing(bucket, abstract, monkeypatch):
         with pytest.raises(TypeError), Checkpoints(place) as checkpoints:  # and the checkpoint stays what it is
             checkpoints.restore(abstract)
     assert restore(place, abstract)[:2] == (1, ())
+
+
+def test_what_lies_beside_a_data_sets_shards_is_found(bucket, tmp_path):
+    def put(name, text):
+        (tmp_path / "text").write_text(text)
+        write_object(f"{bucket}/{name}", tmp_path / "text")
+
+    put("set/classnames.txt", "red\n\nblue\n")
+    put("set/test/zeroshot_classification_templates.txt", "a {c} square\n\n")
+    put("set/dataset_type.txt", "multilabel\n")
+    put("templates.json", '{"red": ["it is red"], "": ["it is"], "blue": ["it is {c}"]}')
+    source = SourceConfig(format="webdataset", shards=f"{bucket}/set/test/*.tar")
+    config = EvaluationConfig(name="x", task="zeroshot_classification", data=source)
+    assert read_prompts(config) == Prompts(("red", "", "blue"), ("a {c} square",))
+    assert dataset_type(source) == "multilabel"
+    named = read_prompts(dataclasses.replace(config, templates=f"{bucket}/templates.json"))
+    assert named.of("blue") == ["it is blue"]
+    outside = SourceConfig(format="webdataset", shards=f"{bucket}/0.tar")
+    with pytest.raises(ValueError, match=f"no classnames found at {bucket}/classnames.txt: give"):
+        read_prompts(dataclasses.replace(config, data=outside))
 
 
 def test_a_killed_process_leaves_no_room_behind(tmp_path, monkeypatch):

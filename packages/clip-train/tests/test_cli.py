@@ -95,9 +95,14 @@ def test_a_finished_run_says_so_and_touches_nothing(finished, squares, capsys):
 
 
 def test_eval_gives_the_same_results_and_export_the_same_weights(finished, tmp_path, capsys):
-    assert main(["eval", str(finished), "--to", str(tmp_path / "again.json")]) == 0
-    again = json.loads((tmp_path / "again.json").read_text())
-    assert again == json.loads((finished / "results.json").read_text())["evaluation"]
+    assert "holds one result, and 2 are asked for" in refused(capsys, "eval", finished, "--to", tmp_path / "a.json")
+    assert main(["eval", str(finished), "--to", str(tmp_path / "again")]) == 0
+    again = {path.name: json.loads(path.read_text()) for path in (tmp_path / "again").iterdir()}
+    expected = json.loads((finished / "results.json").read_text())["evaluation"]
+    assert again == {f"{result['dataset']}_run_custom_en_{result['task']}.json": result for result in expected}
+    for result in again.values():  # what `clip_benchmark build` asks of a file
+        row = {**result["metrics"], **result, "model_fullname": f"{result['model']} {result['pretrained']}"}
+        assert {"dataset", "task", "language"} < row.keys()
 
     from clip_models import load_pretrained
 
@@ -106,6 +111,7 @@ def test_eval_gives_the_same_results_and_export_the_same_weights(finished, tmp_p
     ours, theirs = load_run(finished)
     assert config == ours
     jax.tree.map(np.testing.assert_array_equal, params, theirs)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(finished)[1], theirs)
     assert "not empty" in refused(capsys, "export", finished, tmp_path / "model")
 
     assert main(["export", str(finished), str(tmp_path / "theirs"), "--to", "huggingface"]) == 0

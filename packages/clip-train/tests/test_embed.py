@@ -84,11 +84,13 @@ def test_captions_are_embedded_beside_the_pictures_or_without_them(model, square
         next(embed(blind, source, tmp_path / "n", what="both"))
 
 
-def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsys):
-    directory, _, _, expected = model
+def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsys, monkeypatch):
+    directory, opened, _, expected = model
     to = tmp_path / "out"
+    monkeypatch.chdir(directory.parent)
     flags = ["--data", str(squares / "train-*.tfrecord"), "--batch-size", "16", "--shard-size", "48"]
-    assert main(["embed", str(directory), *flags, "--dtype", "float16", "--to", str(to)]) == 0
+    assert main(["embed", directory.name, *flags, "--dtype", "float16", "--to", str(to)]) == 0
+    monkeypatch.chdir(tmp_path)  # a path is that of where it was given
     assert "96 of width 16" in capsys.readouterr().out
     hits = nearest(to, expected[:3], top=7)
     assert [hits[i][0].row.key for i in range(3)] == [f"{i:05d}" for i in range(3)]
@@ -102,6 +104,11 @@ def test_search_is_exact_and_shows_what_it_found(model, squares, tmp_path, capsy
     assert main(["search", str(to), str(tmp_path / "red.png"), "--top", "5", "--to", str(page)]) == 0
     assert page.read_text().count('src="data:image/jpeg;base64,') == 6
     capsys.readouterr()
+    save_pretrained(directory, opened.config, init(opened.config, jax.random.key(1)))
+    for arguments in (["search", str(to), "a red square"], ["embed", str(directory), *flags, "--to", str(to)]):
+        assert main(arguments) == 2
+        assert f"holds embeddings of other weights than those of {directory}" in capsys.readouterr().err
+    save_pretrained(directory, opened.config, opened.params)
     assert main(["search", str(tmp_path), "a red square"]) == 2
     assert "holds no embeddings; make them: clip-train embed" in capsys.readouterr().err
 
@@ -122,8 +129,8 @@ def test_any_model_is_evaluated_from_flags_or_a_config(model, squares, tmp_path,
     data = str(squares / "test-*.tfrecord")
     assert main(["eval", str(directory), "--data", data, "--to", str(tmp_path / "a.json")]) == 0
     written = json.loads((tmp_path / "a.json").read_text())
-    assert written[0]["task"] == "zeroshot_classification"
-    assert written[0]["num_samples"] == 21
+    assert written["task"] == "zeroshot_classification"
+    assert written["num_samples"] == 21
     source = {"format": "tfrecord", "shards": data}
     evaluation = [{"name": "test-*.tfrecord", "task": "zeroshot_classification", "data": source}]
     (tmp_path / "c.json").write_text(json.dumps({"model": str(directory), "evaluation": evaluation}))
@@ -132,5 +139,7 @@ def test_any_model_is_evaluated_from_flags_or_a_config(model, squares, tmp_path,
     capsys.readouterr()
     assert main(["eval", str(directory)]) == 2
     assert "give --data SHARDS" in capsys.readouterr().err
+    assert main(["eval", str(directory), "--data", data, "--data", data]) == 2
+    assert "each evaluation has a name of its own" in capsys.readouterr().err
     assert main(["eval", str(directory), "--data", data, "--classnames", "imagenet"]) == 2
     assert "no classnames found at imagenet" in capsys.readouterr().err

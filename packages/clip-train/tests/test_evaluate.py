@@ -23,13 +23,14 @@ from clip_train.evaluate import (
     standard_prompts,
 )
 from clip_train.inputs import data_config
-from clip_train.metrics import classification_metrics, mean_average_precision
+from clip_train.metrics import calibration_error, classification_metrics, mean_average_precision
 from clip_train.ranking import ranking_metrics
+from clip_train.similarity import Similarity
 
 RECALLS = ("recall@1", "recall@5", "recall@10")
 
 
-def test_metrics_are_clip_benchmarks_to_the_last_digit_with_ties():
+def test_accuracies_and_recalls_are_clip_benchmarks_to_the_last_digit_with_ties():
     """Expected: its own functions (1.6.2, PyTorch 2.13) on the same arrays, which are full of equal scores."""
     rng = np.random.default_rng(0)
     expected = [
@@ -42,6 +43,7 @@ def test_metrics_are_clip_benchmarks_to_the_last_digit_with_ties():
         labels = rng.integers(0, num_classes, num)
         logits[np.arange(num), labels] += 2
         assert classification_metrics(logits, labels) == metrics
+    # Its average is of single precision, and it has no order of equal scores: none are here.
     scores, targets = rng.normal(size=(200, 6)).astype(np.float32), (rng.random((200, 6)) < 0.3).astype(np.int64)
     assert mean_average_precision(scores, targets) == pytest.approx(0.3311801254749298, abs=1e-7)
 
@@ -63,6 +65,33 @@ def test_ranks_in_chunks_are_those_of_the_whole(monkeypatch):
     ranks = 1 + ((queries @ items.T) > (queries * items[own]).sum(axis=1, keepdims=True) + 1e-9).sum(axis=1)
     assert whole["mean_rank"] == ranks.mean()
     assert whole["median_rank"] == np.median(ranks)
+
+
+def test_equal_items_score_equally_wherever_they_stand():
+    rng = np.random.default_rng(2)
+    items, queries = rng.normal(size=(301, 65)).astype(np.float32), rng.normal(size=(33, 65)).astype(np.float32)
+    twice = np.concatenate([items, items[::-1]])
+    scores = Similarity(twice)(queries)
+    np.testing.assert_array_equal(scores[:, :301], scores[:, :300:-1])
+    np.testing.assert_allclose(scores, queries @ twice.T, atol=1e-5)
+    own, places = np.arange(301), np.arange(602)  # each query's item is there twice, and once it is another's
+    ranks = ranking_metrics(items, np.concatenate([items, items]), lambda rows: own[rows, None] == places, (1,))
+    assert ranks["mean_rank"] == ranks["median_rank"] == 1.5
+
+
+def test_what_is_not_finite_is_no_score():
+    nan = np.full((3, 6), np.nan, np.float32)
+    one = np.eye(6, dtype=np.float32)[:3]
+    own = np.arange(3)
+    for queries, items in ((nan, one), (one, nan)):
+        with pytest.raises(ValueError, match="embeddings are finite numbers; 3 of 3 are not"):
+            ranking_metrics(queries, items, lambda rows: own[rows, None] == own, (1,))
+    one[1, 2] = np.inf
+    for metric in (classification_metrics, calibration_error):
+        with pytest.raises(ValueError, match=r"1 of 3 are not \(the first is number 1"):
+            metric(one, own)
+    with pytest.raises(ValueError, match="finite"):
+        mean_average_precision(one, np.eye(6)[:3])
 
 
 def test_standard_prompts_are_whole():

@@ -136,6 +136,13 @@ def test_the_card_says_what_the_model_is(run, tmp_path):
     compile(programs_of(card), "card", "exec")
 
 
+def test_a_runs_directory_is_a_model_itself(run):
+    directory, model, _, ema = run
+    config, params = load_pretrained(directory)
+    assert config == model
+    jax.tree.map(np.testing.assert_array_equal, params, ema)
+
+
 def test_weights_are_chosen_and_said(run, tmp_path, capsys):
     directory, _, params, ema = run
     for weights, expected, said in ((None, ema, "moving averages of step 7, as"), ("raw", params, "do not use")):

@@ -21,8 +21,8 @@ from clip_finetune.backbone import tower_features, tower_inputs
 from clip_finetune.config import FeatureKind
 from clip_finetune.samples import Identified, no_sample
 from clip_models import ClipConfig
+from clip_models.fingerprint import fingerprints
 from clip_sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh, to_global
-from clip_train.fingerprint import fingerprints
 
 
 class Featured(NamedTuple):

@@ -15,6 +15,7 @@ from clip_models.formats import huggingface, native, open_clip
 from clip_models.formats.big_vision import open_big_vision
 from clip_models.formats.model_card import write_model_card
 from clip_models.formats.params_io import check_params, read_params
+from clip_models.formats.run import config_of_run, find_run, read_run
 from clip_models.formats.stored import Stored
 from clip_models.formats.tokenizer import save_tokenizer, say_what_texts_are
 from clip_models.params import Params
@@ -37,7 +38,9 @@ def load_pretrained(
     Directories of :func:`save_pretrained`; of Hugging Face's transformers 4 and 5, of type ``clip``, ``siglip`` and
     ``siglip2``, or of one of their towers alone, or ``vit``, ``dinov2`` and ``dinov2_with_registers``, which make an
     image tower without a projection. A classifier's head is left out, with a warning. Directories of open_clip, or
-    its weights beside their ``open_clip_config.json``. ``.npz`` files of big_vision's SigLIP and SigLIP 2.
+    its weights beside their ``open_clip_config.json``. ``.npz`` files of big_vision's SigLIP and SigLIP 2. And the
+    directory of a run of ``clip-train``, under way or finished: its newest checkpoint, the moving averages where the
+    run evaluates these.
 
     Weights are mapped, and each array is placed once: more memory than the parameters need is not taken.
 
@@ -57,9 +60,12 @@ def load_pretrained(
     Raises:
         FileNotFoundError: no directory, no repository, or one without a config or weights in safetensors.
         ValueError: it holds a model of another type, or its tensors are not those of its config; all that are missing,
-            extra or misshapen are named.
+            extra or misshapen are named. Or a run's newest checkpoint is torn.
     """
-    stored = _open(_locate(path_or_repo), config)
+    place = _locate(path_or_repo)
+    if place.file is None and (run := find_run(place.directory)) is not None:
+        return read_run(place.directory, run, config=config, dtype=dtype, shardings=shardings)
+    stored = _open(place, config)
     params = read_params(
         stored.files, stored.sources, stored.config, dtype=dtype, shardings=shardings, where=stored.where
     )
@@ -80,6 +86,8 @@ def load_config(path_or_repo: str | os.PathLike[str]) -> ClipConfig:
         ValueError: as there, except for the tensors.
     """
     place = _locate(path_or_repo)
+    if place.file is None and (run := find_run(place.directory)) is not None:
+        return config_of_run(run)
     if place.file is not None or not (place.directory / "config.json").is_file():
         if place.file is None and (place.directory / open_clip.CONFIG_NAME).is_file():
             return open_clip.read_directory_config(place.directory, repo=place.repo)

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from clip_data.buckets import REMOTE
+from clip_models.fingerprint import fingerprints
 from clip_sharding import exchange
 from clip_train.bucket_steps import BucketSteps
-from clip_train.fingerprint import fingerprints
 from clip_train.room import Room
 from clip_train.state import TrainState, merge, select
 

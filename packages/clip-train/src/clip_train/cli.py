@@ -133,7 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task", help="zeroshot_classification, or zeroshot_retrieval")
     evaluate.add_argument("--classnames", help="a file, or a standard data set such as imagenet1k")
     evaluate.add_argument("--templates", help="likewise")
-    evaluate.add_argument("--to", help="also write the results as JSON to this file")
+    evaluate.add_argument(
+        "--to",
+        help="also write each result as JSON into this folder, as CLIP_benchmark does; or one, into a .json file",
+    )
     add_process_arguments(evaluate)
     evaluate.set_defaults(action=_eval)
 

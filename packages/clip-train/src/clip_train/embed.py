@@ -64,7 +64,8 @@ def embed(
 
     `embeddings-00000.parquet` holds the columns of `Row`, and `embedding` of the picture or `text_embedding` of the
     caption, or both; as `npy`, `embeddings-00000.npy` and `text_embeddings-00000.npy` hold them, `[n, e]`, and
-    `embeddings-00000.json` the rows. A shard appears whole or not at all.
+    `embeddings-00000.json` the rows. A shard appears whole or not at all. `index.json` says of which weights they are:
+    a run that has trained on is another model.
 
     Args:
         model: which.
@@ -81,8 +82,8 @@ def embed(
         How many samples of the source are done, after each shard.
 
     Raises:
-        ConfigError: the directory holds something else, or the embeddings of another model or source; or the model
-            lacks the tower.
+        ConfigError: the directory holds something else, or the embeddings of other weights or another source; or the
+            model lacks the tower.
     """
     towers = {"images": model.config.vision, "texts": model.config.text}
     sides: list[Side] = ["images", "texts"] if what == "both" else [what]
@@ -92,8 +93,8 @@ def embed(
         model.tokenizer()
     to.mkdir(parents=True, exist_ok=True)
     batch_size = model.encoders.batch_size(batch_size)
-    wanted = {"model": model.name, "source": config_to_json(source), "what": what, "format": format, "dtype": dtype}
-    index = _open_index(to, wanted)
+    wanted = {"source": config_to_json(source), "what": what, "format": format, "dtype": dtype}
+    index = _open_index(to, model, wanted)
     without: dict[str, Any] = {"images": {"tokenizer": None}, "texts": {"image_size": None}, "both": {}}[what]
     data = model.data(source, **without, shuffle=False, num_epochs=1, transform=_with_place)
     with Pipeline(data, global_batch_size=batch_size) as pipeline:
@@ -193,16 +194,36 @@ def _rows(batch: Batch) -> list[Row]:
     return rows
 
 
-def _open_index(to: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def check_weights(index: Mapping[str, Any], model: OpenModel, directory: Path) -> None:
+    """Make sure that a model is the one whose embeddings a directory holds.
+
+    Args:
+        index: from `read_index`.
+        model: which.
+        directory: that `embed` wrote.
+
+    Raises:
+        ConfigError: its weights are others.
+    """
+    if index["weights"] != model.fingerprint:
+        raise ConfigError(
+            f"{directory} holds embeddings of other weights than those of {model.name}, such as an earlier checkpoint's: "
+            "embed into a new directory; of a run that trains on, export the model and embed with that"
+        )
+
+
+def _open_index(to: Path, model: OpenModel, wanted: dict[str, Any]) -> dict[str, Any]:
     if (to / INDEX).exists():
         index = read_index(to)
+        check_weights(index, model, to)
         if changed := [name for name in wanted if index[name] != wanted[name]]:
             there = ", ".join(f"{name} {index[name]!r}" for name in changed)
             raise ConfigError(f"--to: {to} holds other embeddings ({there}); give another directory")
         return index
     if any(path.suffix != ".new" and not path.name.startswith(_FIRST) for path in to.iterdir()):
         raise ConfigError(f"--to: {to} is not empty and holds no embeddings; give a new directory")
-    return {**wanted, "num_shards": 0, "num_rows": 0, "num_read": 0, "cursor": None, "width": None}
+    of = {"model": model.name, "weights": model.fingerprint}
+    return {**of, **wanted, "num_shards": 0, "num_rows": 0, "num_read": 0, "cursor": None, "width": None}
 
 
 def _write_shard(

@@ -22,7 +22,7 @@ from clip_train.data_argument import source_of
 from clip_train.evaluate import EvaluationConfig, check_evaluation, dataset_type, evaluate
 from clip_train.inputs import data_config
 from clip_train.open_model import open_model
-from clip_train.output import write_json
+from clip_train.result_files import check_place, write_results
 from clip_train.screen import make_console, show_facts
 from clip_train.summary import show_metrics
 from clip_train.weights import is_run
@@ -43,9 +43,12 @@ class EvaluateConfig:
     evaluation: tuple[EvaluationConfig, ...]
 
     def __post_init__(self) -> None:
-        """Refuse to measure nothing."""
+        """Refuse to measure nothing, and two things by one name."""
         if not self.evaluation:
             raise ValueError("evaluation lists at least one evaluation; got none")
+        names = [evaluation.name for evaluation in self.evaluation]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each evaluation has a name of its own; got {names}: give them in a config")
 
 
 def trains(given: str) -> bool:
@@ -105,7 +108,7 @@ def evaluate_model(config: EvaluateConfig, *, to: Path | None = None) -> int:
 
     Args:
         config: which, and on what.
-        to: a JSON file for the results as well, in CLIP_benchmark's form.
+        to: where the results are written as well, in CLIP_benchmark's form: see `write_results`.
 
     Returns:
         The exit status.
@@ -114,6 +117,7 @@ def evaluate_model(config: EvaluateConfig, *, to: Path | None = None) -> int:
         ConfigError: the model, or what it is measured on, cannot be used.
     """
     console = make_console()
+    check_place(to, len(config.evaluation))
     with located("model"):
         model = open_model(config.model)
         tokenizer = model.tokenizer()
@@ -129,5 +133,5 @@ def evaluate_model(config: EvaluateConfig, *, to: Path | None = None) -> int:
     show_metrics(console, results)
     if to is not None:
         name = Path(config.model).name
-        write_json(to, [result.to_json(model=name, pretrained=config.model) for result in results])
+        write_results(to, [result.to_json(model=name, pretrained=config.model) for result in results])
     return 0

@@ -8,8 +8,9 @@ from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, evaluate
-from clip_train.output import Output, write_json
+from clip_train.output import Output
 from clip_train.processes import is_first, together
+from clip_train.result_files import check_place, write_results
 from clip_train.screen import make_console, show_facts
 from clip_train.setup import prepare, resolve
 from clip_train.summary import result_to_json, show_metrics
@@ -20,7 +21,7 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
 
     Args:
         config: of the run; its evaluations may differ from the ones the run was started with.
-        to: a JSON file for the results as well.
+        to: where the results are written as well, in CLIP_benchmark's form: see `write_results`.
 
     Returns:
         The exit status.
@@ -33,6 +34,7 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
         config, origin = resolve(config)
         if not config.evaluation:
             raise ConfigError("evaluation: the config lists none; add one")
+        check_place(to, len(config.evaluation))
         with located("output_dir"), Output(config.output_dir) as output:
             has_checkpoints = output.has_checkpoints()
         if not has_checkpoints:
@@ -43,8 +45,11 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
         step, params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
     show_facts(console, "clip-train eval", [("run", output.address), ("step", f"{step} of {setup.num_steps}")])
     encoders = Encoders(setup.model, setup.mesh)
-    results = [evaluate(e, encoders, params, setup.data, setup.tokenizer) for e in config.evaluation]
+    results = []
+    for i, evaluation in enumerate(config.evaluation):
+        with located(f"evaluation.{i}"):
+            results.append(evaluate(evaluation, encoders, params, setup.data, setup.tokenizer))
     show_metrics(console, results)
     if to is not None and is_first():
-        write_json(to, [result_to_json(result, setup) for result in results])
+        write_results(to, [result_to_json(result, setup) for result in results])
     return 0

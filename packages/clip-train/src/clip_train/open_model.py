@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clip_data import DataConfig, SourceConfig, Tokenizer
 from clip_models import ClipConfig
+from clip_models.fingerprint import fingerprints
 from clip_sharding import MeshConfig, make_mesh
 from clip_train.evaluate import Encoders
 from clip_train.inputs import data_config
@@ -20,7 +25,7 @@ class OpenModel:
     """A model in memory.
 
     Attributes:
-        name: what it was opened by.
+        name: what it was opened by; of a directory, its absolute path.
         config: its architecture and what it expects of its inputs.
         params: on every device.
         encoders: its towers.
@@ -30,6 +35,11 @@ class OpenModel:
     config: ClipConfig
     params: Any
     encoders: Encoders
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By which its weights are known again: those of another checkpoint have another."""
+        return hashlib.sha256(json.dumps(fingerprints(self.params)).encode()).hexdigest()[:16]
 
     def data(self, source: SourceConfig, **options: Any) -> DataConfig:
         """How samples of a source are prepared for it; `options` are other fields of `DataConfig`."""
@@ -62,4 +72,5 @@ def open_model(name: str) -> OpenModel:
     config, load = open_weights(name)
     mesh = make_mesh(MeshConfig())
     params = load(NamedSharding(mesh, PartitionSpec()))
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
     return OpenModel(name=name, config=config, params=params, encoders=Encoders(config, mesh))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from clip_train.similarity import Similarity
 from clip_train.top_k import top_k
 
 Positives = Callable[[slice], np.ndarray]
@@ -35,19 +36,22 @@ def ranking_metrics(
         `recall@k` for each k, `mean_rank` and `median_rank` of the first right item, from 1; among equal items it is
         put in the middle.
 
+    Raises:
+        ValueError: an embedding is not finite.
+
     Example:
         >>> pictures, texts = np.eye(2, dtype=np.float32), np.array([[0.6, 0.8], [0.0, 1.0]], np.float32)
         >>> own = np.array([0, 1])
         >>> ranking_metrics(texts, pictures, lambda rows: own[rows, None] == own, (1, 2))
         {'recall@1': 0.5, 'recall@2': 1.0, 'mean_rank': 1.5, 'median_rank': 1.5}
     """
-    answered, ranks = [], []
+    similarity, answered, ranks = Similarity(items), [], []
     step = max(_CHUNK_BYTES // (4 * len(items)), 1)
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
         right = positives(rows)
         asked = right.any(axis=1)
-        scores, right = (queries[rows] @ items.T)[asked], right[asked]
+        scores, right = similarity(queries[rows])[asked], right[asked]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
         num_above = (scores > best).sum(axis=1)
         equal = scores == best

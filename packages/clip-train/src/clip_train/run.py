@@ -138,7 +138,8 @@ def train(
         encoders = Encoders(setup.model, setup.mesh)
 
         def measure(evaluation: EvaluationConfig, params: Any) -> Result:
-            result = evaluate(evaluation, encoders, params, setup.data, setup.tokenizer)
+            with located(f"evaluation {evaluation.name}"):
+                result = evaluate(evaluation, encoders, params, setup.data, setup.tokenizer)
             log.add({f"{evaluation.name}/{name}": value for name, value in result.metrics.items()})
             return result
 

@@ -13,7 +13,7 @@ from clip_data import SourceConfig, decode_image
 from clip_data.records import IndexedShard
 from clip_models import encode_image, preprocess_images
 from clip_train.config_file import ConfigError, parse_config
-from clip_train.embed import Row, read_index, read_shards
+from clip_train.embed import Row, check_weights, read_index, read_shards
 from clip_train.open_model import OpenModel, open_model
 from clip_train.page import write_template
 from clip_train.thumbnail import data_url
@@ -63,8 +63,15 @@ def nearest(directory: Path, queries: np.ndarray, *, top: int) -> list[list[Hit]
 
 
 def open_index(directory: Path) -> OpenModel:
-    """The model whose embeddings a directory holds."""
-    return open_model(read_index(directory)["model"])
+    """The model whose embeddings a directory holds.
+
+    Raises:
+        ConfigError: there are no embeddings, or the model has other weights by now.
+    """
+    index = read_index(directory)
+    model = open_model(index["model"])
+    check_weights(index, model, directory)
+    return model
 
 
 def embed_query(model: OpenModel, query: str) -> np.ndarray:

@@ -56,7 +56,7 @@ def read_params(
             is_number = wanted[ours] == () and name in files and files[name].shape in ((), (1,))
             expected[name] = files[name].shape if is_number else theirs
     check_shapes(expected, files.shapes, source=where)
-    placements = _placements(shardings, wanted)
+    placements = place_all(shardings, wanted)
 
     def read(ours: str) -> jax.Array:
         shape = wanted[ours]
@@ -133,7 +133,8 @@ def expected_shapes(config: ClipConfig) -> dict[str, Shape]:
     return shapes(jax.eval_shape(lambda: init(config, jax.random.key(0))))
 
 
-def _placements(shardings: Any, wanted: Mapping[str, Shape]) -> Mapping[str, jax.sharding.Sharding | None]:
+def place_all(shardings: Any, wanted: Mapping[str, Shape]) -> Mapping[str, jax.sharding.Sharding | None]:
+    """Returns the sharding of every array by flat name, of one for all, a tree of one for each, or None."""
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         return dict.fromkeys(wanted, shardings)
     flat = flatten(shardings)

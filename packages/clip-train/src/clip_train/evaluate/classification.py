@@ -13,6 +13,7 @@ from clip_train.evaluate.prompts import Prompts
 from clip_train.evaluate.result import Result
 from clip_train.evaluate.targets import lists, multi_hot
 from clip_train.metrics import classification_metrics, confusion_matrix, mean_average_precision
+from clip_train.similarity import Similarity
 
 
 def zero_shot(
@@ -37,14 +38,14 @@ def zero_shot(
         name: of the result.
 
     Raises:
-        ValueError: a sample has no label, or one that is no class.
+        ValueError: a sample has no label, or one that is no class; or an embedding is not finite.
     """
     num_classes = len(prompts.classnames)
-    classes = class_embeds(encoders, params, prompts, tokenizer)
+    similarity = Similarity(class_embeds(encoders, params, prompts, tokenizer))
     logits, targets = [], []
     for batch in batches:
         targets.append(targets_of(batch, num_classes) if multi_label else labels_of(batch, num_classes))
-        logits.append(encoders.images(params, batch) @ classes.T)
+        logits.append(similarity(encoders.images(params, batch)))
     scores, truth = encoders.gather(np.concatenate(logits)), encoders.gather(np.concatenate(targets))
     return Result(
         name=name,

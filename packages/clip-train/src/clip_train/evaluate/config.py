@@ -23,7 +23,7 @@ class EvaluationConfig:
         validation: where the probe's weight decay is chosen; without it there is none.
         every: how much training between two evaluations; `None` is at the end only.
         classnames: a file with one name per line, the names, or a standard data set such as `imagenet1k`; by default
-            `classnames.txt` beside the shards or in the folder above, as CLIP_benchmark lays it out.
+            `classnames.txt` beside the shards or in the folder above, also in a bucket, as CLIP_benchmark lays it out.
         templates: likewise the prompts, each with `{c}` for the name, or for each class its own prompts, also in a JSON
             file; by default `zeroshot_classification_templates.txt`.
         multi_label: whether a sample may have several labels, in a field `npy` or a list in `label`; by default what

@@ -66,15 +66,20 @@ class Encoders:
         return self._text(params, placed["input_ids"], placed["attention_mask"])
 
     def texts(self, params: Any, tokenizer: Tokenizer, sentences: Sequence[str], *, batch_size: int) -> np.ndarray:
-        """Unit-norm embeddings, float32 `[n, e]`, of n sentences, the same ones in every process."""
-        batch_size = self.batch_size(min(batch_size, len(sentences)))
-        chunks = []
-        for start in range(0, len(sentences), batch_size):
-            ids, mask = tokenizer(sentences[start : start + batch_size])
+        """Unit-norm embeddings, float32 `[n, e]`, of n sentences, the same ones in every process.
+
+        Each distinct sentence is encoded once: equal ones have equal embeddings, wherever they stand in a batch.
+        """
+        distinct = {sentence: place for place, sentence in enumerate(dict.fromkeys(sentences))}
+        places = [distinct[sentence] for sentence in sentences]
+        batch_size = self.batch_size(min(batch_size, len(distinct)))
+        chunks, once = [], list(distinct)
+        for start in range(0, len(once), batch_size):
+            ids, mask = tokenizer(once[start : start + batch_size])
             padding = ((0, batch_size - len(ids)), (0, 0))
             placed = [self._place(np.pad(rows, padding, mode="edge")) for rows in (ids, mask)]
             chunks.append(np.asarray(self._text(params, *placed))[: len(ids)])
-        return np.concatenate(chunks)
+        return np.concatenate(chunks)[places]
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """The rows `[n, ...]` of all processes, each read once: process after process, whatever is gathered."""

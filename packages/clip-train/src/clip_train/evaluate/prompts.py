@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 import importlib.resources
 import json
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip_data import SourceConfig
+from clip_data.buckets import REMOTE, read_object
 from clip_train.evaluate.config import EvaluationConfig
 
 _STANDARD = importlib.resources.files("clip_train.evaluate").joinpath("standard")
@@ -112,8 +114,8 @@ def read_classnames(given: str | Sequence[str] | None, source: SourceConfig) -> 
     """The class names, in label order.
 
     Args:
-        given: the names, a file with one per line, a standard data set's name, or `None`: `classnames.txt` beside the
-            shards or a folder up; of a folder of class folders, their names.
+        given: the names, a file with one per line (a blank line is a class without a name), a standard data set's name,
+            or `None`: `classnames.txt` beside the shards or a folder up; of a folder of class folders, their names.
         source: the labelled samples.
 
     Raises:
@@ -136,24 +138,23 @@ def is_multi_label(given: bool | None, source: SourceConfig) -> bool:
 def dataset_type(source: SourceConfig) -> str | None:
     """What `dataset_type.txt` beside or above the shards says, as CLIP_benchmark writes it, such as `retrieval`."""
     found = _find("dataset_type.txt", source)
-    return None if found is None else found.read_text(encoding="utf-8").strip().lower()
+    return None if found is None else found[1].strip().lower()
 
 
 def _entries(given: Any, field: str, filename: str, source: SourceConfig) -> Any:
     """A tuple of lines, or of templates a mapping, from wherever they are."""
     if given is None:
-        path = _find(filename, source)
-        if path is None:
-            looked = ", ".join(str(folder / filename) for folder in _folders(source))
+        found = _find(filename, source)
+        if found is None:
             raise ValueError(
-                f"no {field} found at {looked}: give as {field!r} a file with one per line, a list, or the name of a "
-                f"standard data set, such as imagenet1k"
+                f"no {field} found at {', '.join(_places(filename, source))}: give as {field!r} a file with one per "
+                f"line, a list, or the name of a standard data set, such as imagenet1k"
             )
-        entries = _read(path)
+        entries = _parsed(*found, field)
     elif not isinstance(given, str):
         entries = given
-    elif Path(given).is_file():
-        entries = _read(Path(given))
+    elif (text := _text_of(given)) is not None:
+        entries = _parsed(given, text, field)
     elif given in standard_names():
         entries = getattr(standard_prompts(given), field)
     else:
@@ -163,17 +164,36 @@ def _entries(given: Any, field: str, filename: str, source: SourceConfig) -> Any
     return {name: tuple(lines) for name, lines in entries.items()} if isinstance(entries, Mapping) else tuple(entries)
 
 
-def _read(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
+def _parsed(place: str, text: str, field: str) -> Any:
+    if place.endswith(".json"):
         return json.loads(text)
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines()]
+    # A label is the number of a line: CLIP_benchmark counts blank ones too.
+    return lines if field == "classnames" else [line for line in lines if line]
 
 
-def _find(filename: str, source: SourceConfig) -> Path | None:
-    return next((path for folder in _folders(source) if (path := folder / filename).is_file()), None)
+def _find(filename: str, source: SourceConfig) -> tuple[str, str] | None:
+    """Where the first file of a name is, and what is in it."""
+    found = ((place, _text_of(place)) for place in _places(filename, source))
+    return next(((place, text) for place, text in found if text is not None), None)
 
 
-def _folders(source: SourceConfig) -> list[Path]:
-    parents = [Path(pattern).parent for pattern in source.patterns]
-    return list(dict.fromkeys(folder for parent in parents for folder in (parent, parent.parent)))
+def _places(filename: str, source: SourceConfig) -> list[str]:
+    """Where a file of a name may be: beside the shards, and in the folder above."""
+    folders: dict[str, None] = {}
+    for pattern in source.patterns:
+        beside = os.path.dirname(pattern)
+        above = os.path.dirname(beside)
+        is_outside = pattern.startswith(REMOTE) and not above.startswith(REMOTE)  # above a bucket is nothing
+        folders |= dict.fromkeys([beside] if is_outside else [beside, above])
+    return [os.path.join(folder, filename) for folder in folders]
+
+
+def _text_of(place: str) -> str | None:
+    """What is in a file, here or in a bucket; `None` where there is none."""
+    if not place.startswith(REMOTE):
+        return Path(place).read_text(encoding="utf-8") if Path(place).is_file() else None
+    try:
+        return bytes(read_object(place)).decode("utf-8")
+    except FileNotFoundError:
+        return None

@@ -23,7 +23,8 @@ class AllCaptions:
     """A transform of records: all captions of one, in place of the one that is drawn; one without any is left out.
 
     Attributes:
-        source: says which fields they are. Those of a WebDataset are lines, as CLIP_benchmark writes them.
+        source: says which fields they are. Those of a WebDataset are lines, as CLIP_benchmark writes them; blank ones,
+            which it takes for texts, are left out.
     """
 
     source: SourceConfig
