@@ -1,7 +1,9 @@
 """Counting what a program does: from its jaxpr, from its optimized text, and of programs recorded from the TPU's."""
 
 import importlib.util
+import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,93 @@ def test_a_recorded_tpu_program_is_counted_as_the_compiler_counts_it():
     v5e = roofline(program, CHIPS["v5e"])
     assert v5e.compute == program.flops / 197e12
     assert v5e.bound <= v5e.in_order <= v5e.compute + v5e.memory + v5e.network
+
+
+GEMM = (
+    '"gemm_backend_config":{"alpha_real":1,"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
+    '"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}'
+)
+
+
+def attention_config(*products, mask="NO_MASK"):
+    dims = '"lhs_contracting_dimensions":["3"],"rhs_contracting_dimensions":["3"],"lhs_batch_dimensions":["0","1"]'
+    numbers = ",".join(f'"{name}_dot_dimension_numbers":{{{dims}}}' for name in products)
+    return (
+        '"cudnn_fmha_backend_config":{"algorithm":{"algo_id":"0"},"intermediate_tensor_shape":{"element_type":"BF16",'
+        f'"dimensions":["8","12","196","196"],"tuple_shapes":[]}},{numbers},"mask_type":"{mask}"}}'
+    )
+
+
+HEADS, WEIGHTS = "bf16[8,12,196,64]", 8 * 12 * 196 * 196
+FORWARD = ("bmm1", "bmm2")
+BACKWARD = ("bmm1_grad_gemm1", "bmm1_grad_gemm2", "bmm2_grad_gemm1", "bmm2_grad_gemm2")
+LIBRARY_CALLS = {
+    "cublas": (
+        "(bf16[512,1024], s8[33554432])",
+        ("bf16[512,256]", "bf16[256,1024]"),
+        f'custom_call_target="__cublas$lt$matmul", backend_config={{"operation_queue_id":"0",{GEMM}}}',
+        2 * 512 * 256 * 1024,
+    ),
+    "attention": (
+        f"({HEADS}, u8[0])",
+        (HEADS,) * 3,
+        f'custom_call_target="__cudnn$fmhaSoftmax", backend_config={{{attention_config(*FORWARD)}}}',
+        2 * 2 * WEIGHTS * 64,
+    ),
+    "attention, causal": (
+        f"({HEADS}, u8[0])",
+        (HEADS,) * 3,
+        f'custom_call_target="__cudnn$fmhaSoftmax", backend_config={{{attention_config(*FORWARD, mask="CAUSAL")}}}',
+        2 * WEIGHTS * 64,
+    ),
+    "attention, backward": (
+        f"({HEADS}, {HEADS}, {HEADS}, u8[4096])",
+        (HEADS,) * 3,
+        f'custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={{{attention_config(*BACKWARD)}}}',
+        5 * 2 * WEIGHTS * 64,
+    ),
+    "convolution": (
+        "(bf16[8,14,14,96], u8[128])",
+        ("bf16[8,224,224,3]", "bf16[16,16,3,96]"),
+        'window={size=16x16 stride=16x16}, dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convForward"',
+        2 * 8 * 14 * 14 * 96 * 16 * 16 * 3,
+    ),
+    "convolution, backward": (
+        "(bf16[16,16,3,96], u8[128])",
+        ("bf16[8,224,224,3]", "bf16[8,14,14,96]"),
+        'window={size=16x16 stride=16x16}, dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convBackwardFilter"',
+        2 * 8 * 14 * 14 * 96 * 16 * 16 * 3,
+    ),
+}
+
+
+@pytest.mark.parametrize("call", LIBRARY_CALLS)
+def test_what_libraries_of_gpus_do_is_counted_and_their_workspace_is_no_traffic(call):
+    made, given, attributes, flops = LIBRARY_CALLS[call]
+    lines = [f"  %p{i} = {array} parameter({i})" for i, array in enumerate(given)]
+    operands = ", ".join(f"%p{i}" for i in range(len(given)))
+    program = count_work(
+        parse_hlo(
+            "HloModule m, is_scheduled=true\n\nENTRY %main () -> f32[] {\n"
+            + "\n".join([*lines, f"  ROOT %call = {made} custom-call({operands}), {attributes}"])
+            + "\n}\n"
+        )
+    )
+    assert program.flops == flops
+    assert program.library_calls == 0
+    arrays = re.findall(r"bf16\[([\d,]+)\]", made + " ".join(given))
+    assert program.bytes == sum(2 * math.prod(map(int, dims.split(","))) for dims in arrays)
+
+
+def test_a_library_that_does_not_tell_is_counted_as_such():
+    call = 'custom-call(%a), custom_call_target="tpu_custom_call"'
+    program = count_work(
+        parse_hlo(
+            "HloModule m\n\nENTRY %main (a: f32[2]) -> f32[2] {\n  %a = f32[2] parameter(0)\n"
+            f"  ROOT %b = f32[2] {call}\n}}\n"
+        )
+    )
+    assert (program.flops, program.library_calls) == (0, 1)
 
 
 def test_a_kernels_notes_end_no_computation():

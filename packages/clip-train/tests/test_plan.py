@@ -1,13 +1,20 @@
 """The plan of a run: what it counts, what it says, and what it does about a run that does not fit."""
 
 import dataclasses
+import functools
 import json
 
+import jax
+import numpy as np
 import pytest
 
 import clip_train.plan
-from clip_sharding import CHIPS, DoesNotFitError, find_topology
+from clip_models import ClipConfig, TextConfig, VisionConfig, init, save_pretrained
+from clip_sharding import CHIPS, DoesNotFitError, Plan, Roofline, bytes_per_device, find_topology
 from clip_train.cli import main
+from clip_train.config import TrainConfig
+from clip_train.config_file import read_config
+from clip_train.plan import plan_run
 
 CONFIG = {
     "output_dir": "run",
@@ -60,14 +67,82 @@ def test_a_plan_counts_the_step_that_a_run_makes(config, capsys):
     assert "2.000" in next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("bytes "))
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_would(config, capsys, monkeypatch):
-    tried = []
+FOR_ONE = Plan(
+    topology="v5e-8",
+    num_devices=8,
+    num_chips=8,
+    chip="v5e",
+    memory={"activations": 5, "temporaries": 3, "peak": 2**20},
+    available=2**30,
+    flops=1e9,
+    flops_check=1.0,
+    bytes=1e6,
+    sent={"all-reduce": 100.0},
+    sent_between_slices={},
+    uncounted_loops=0,
+    library_calls=0,
+    roofline=Roofline(compute=1.0, memory=2.0, network=0.5, slices=0.0, in_order=3.0),
+)
 
-    def compiled(step, state, batch, **_):
-        tried.append(step)
-        raise DoesNotFitError(20 * 2**30, 16 * 2**30)
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What is compiled, name by name of its groups, and what the compiler says of each program: to be set."""
+    asked, says = [], {}
+
+    def compiled(step, *args, topology, groups):
+        asked.append({name: bytes_per_device(tree) for name, tree in groups.items()})
+        found = says.get(len(asked) - 1, FOR_ONE)
+        if isinstance(found, Exception):
+            raise found
+        return dataclasses.replace(found, memory=asked[-1] | found.memory)
 
     monkeypatch.setattr(clip_train.plan, "plan", compiled)
+    return asked, says
+
+
+def planned(config, *overrides):
+    return plan_run(read_config(TrainConfig, config, overrides), clip_train.plan.find_topology("cpu:8"))
+
+
+def test_a_teacher_and_averages_are_in_the_plan(config, compiled):
+    asked, says = compiled
+    says[1] = dataclasses.replace(FOR_ONE, memory={"activations": 1, "temporaries": 7, "peak": 2**20}, flops=5e8)
+    sizes = {"width": 16, "num_layers": 1, "num_heads": 2}
+    model = ClipConfig(
+        vision=VisionConfig(image_size=8, patch_size=8, **sizes), text=TextConfig(vocab_size=16, max_length=6, **sizes)
+    )
+    shapes = jax.eval_shape(functools.partial(init, model), jax.random.key(0))
+    save_pretrained("teacher", model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    found = planned(config, "ema={}", 'loss.distillation={"teacher": "teacher"}').step
+    step, teacher = asked
+    assert step["averages"] == step["parameters"]
+    assert set(teacher) == {"teacher"}
+    state = step["parameters"] + step["optimizer"] + step["averages"] + 4
+    assert found.memory["peak"] == 2**20 + max(teacher["teacher"], state)
+    assert list(found.memory)[-4:] == ["teacher", "activations", "temporaries", "peak"]
+    assert (found.memory["activations"], found.memory["temporaries"], found.flops) == (5, 7, 1.5e9)
+    assert found.sent == {"all-reduce": 200.0}
+    assert (found.roofline.bound, found.roofline.in_order) == (4.0, 6.0)
+    says[3] = dataclasses.replace(FOR_ONE, memory=FOR_ONE.memory | {"peak": 2**30 - 1})
+    with pytest.raises(DoesNotFitError):
+        planned(config, 'loss.distillation={"teacher": "teacher"}')
+
+
+def test_kernels_that_do_not_tell_do_no_less_than_the_model_asks_for(config, compiled):
+    _, says = compiled
+    whole = planned(config)
+    assert whole.step.roofline == FOR_ONE.roofline
+    # The same model, though the kernel that it names cannot be traced here.
+    says[1] = dataclasses.replace(FOR_ONE, flops=0.0, library_calls=1)
+    fused = planned(config, "model.config.compute.attention=splash")
+    assert fused.model_flops == whole.model_flops
+    assert fused.step.roofline.compute == pytest.approx(1.0 + whole.model_flops / 8 / 197e12)
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(config, capsys, compiled):
+    tried, says = compiled
+    says |= dict.fromkeys(range(17), DoesNotFitError(20 * 2**30, 16 * 2**30))
     assert main(["plan", str(config), "--topology", "cpu:8", "--json", "plan.json"]) == 3
     screen = capsys.readouterr().out
     assert "4.00 GiB too many" in screen

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-import math
 import re
 from collections.abc import Iterator
 
+from clip_sharding.arithmetic import arithmetic, is_workspace
 from clip_sharding.collectives import COLLECTIVES, between_slices, bytes_sent, collective_in, continues
 from clip_sharding.hlo import Array, Computation, Instruction, Module
 
@@ -27,11 +26,6 @@ _FREE = (
 )
 _FREE_CALLS = re.compile(r'custom_call_target="(ConcatBitcast|AssumeGatherIndicesInBound|AllocateBuffer|Sharding)"')
 _PART_OF_TRANSFER = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
-_LIBRARY_CALLS = re.compile(r'custom_call_target="(__cublas|__cudnn|__onednn|tpu_custom)')
-_CONTRACTING = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
-_WINDOW = re.compile(r"window=\{([^}]*)\}")
-_GROUP_COUNT = re.compile(r"(feature|batch)_group_count=(\d+)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -161,21 +155,13 @@ class _Walk:
         )
 
     def _flops(self, one: Instruction, computation: Computation) -> float:
-        match one.opcode:
-            case "dot":
-                left = computation.instructions[one.operands[0]].arrays[0]
-                found = _CONTRACTING.search(one.attributes)
-                contracted = [int(i) for i in found[1].split(",") if i] if found else []
-                return 2.0 * math.prod(one.arrays[0].dims) * math.prod(left.dims[i] for i in contracted)
-            case "convolution":
-                left, right = (computation.instructions[name].arrays[0] for name in one.operands)
-                return _convolution(one, left, right)
-            case "fusion":
-                inner = self.module.computations[one.called["calls"]]
-                return sum(self._flops(each, inner) for each in inner.instructions.values())
-            case "custom-call" if _LIBRARY_CALLS.search(one.attributes):
-                self.library_calls += 1
-        return 0.0
+        if one.opcode == "fusion":
+            inner = self.module.computations[one.called["calls"]]
+            return sum(self._flops(each, inner) for each in inner.instructions.values())
+        flops = arithmetic(one, computation)
+        if flops is None:
+            self.library_calls += 1
+        return flops or 0.0
 
     def _sent(self, one: Instruction, computation: Computation) -> tuple[str, float]:
         """The kind of collective that an instruction is or holds, and what a device sends in it."""
@@ -218,7 +204,8 @@ class _Walk:
                 return 0.0
             case "fusion":
                 return self._fusion_bytes(self.module.computations[one.called["calls"]], one, operands)
-        return _hbm(one.arrays) + sum(_hbm(operand.arrays) for operand in operands)
+        made = [array for array in one.arrays if not is_workspace(one, array)]
+        return _hbm(made) + sum(_hbm(operand.arrays) for operand in operands)
 
     def _fusion_bytes(self, inner: Computation, one: Instruction, operands: list[Instruction]) -> float:
         """Operands and results, of which a fusion may read and write slices alone."""
@@ -299,52 +286,3 @@ def _kept(computation: Computation) -> float:
 
 def _hbm(arrays: tuple[Array, ...] | list[Array]) -> float:
     return sum(array.padded_bytes for array in arrays if not array.on_chip)
-
-
-def _convolution(one: Instruction, left: Array, right: Array) -> float:
-    """As XLA counts them: what falls on padding and between dilated elements is no work."""
-    labels, window = _LABELS.search(one.attributes), _WINDOW.search(one.attributes)
-    if labels is None:
-        raise ValueError(f"a convolution has dim_labels; got {one.name} with {one.attributes[:120]!r}")
-    options = dict(re.findall(r"(\w+)=(\S+)", window[1])) if window else {}
-    lhs, rhs, out = labels[1], labels[2], labels[3]
-    groups = {kind: int(number) for kind, number in _GROUP_COUNT.findall(one.attributes)}
-    batch = left.dims[lhs.index("b")] / groups.get("batch", 1)
-    features = left.dims[lhs.index("f")] / groups.get("feature", 1) * right.dims[rhs.index("o")]
-    spatial = sum(label.isdigit() for label in lhs)
-
-    def option(name: str, default: str) -> list[str]:
-        return options[name].split("x") if name in options else [default] * spatial
-
-    positions = 1
-    for i, size, stride, pad, lhs_dilate, rhs_dilate in zip(
-        range(spatial),
-        option("size", "1"),
-        option("stride", "1"),
-        option("pad", "0_0"),
-        option("lhs_dilate", "1"),
-        option("rhs_dilate", "1"),
-        strict=True,
-    ):
-        positions *= _positions(
-            left.dims[lhs.index(str(i))],
-            one.arrays[0].dims[out.index(str(i))],
-            int(size),
-            int(stride),
-            int(pad.split("_")[0]),
-            int(lhs_dilate),
-            int(rhs_dilate),
-        )
-    return 2.0 * batch * features * positions
-
-
-@functools.lru_cache(maxsize=4096)
-def _positions(inputs: int, outputs: int, size: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:
-    """Pairs of output and window elements that meet an input."""
-    if size == 1 and stride == 1 and pad == 0 and lhs_dilate == 1:
-        return outputs
-    met = 0
-    for k, o in itertools.product(range(size), range(outputs)):
-        at = o * stride - pad + k * rhs_dilate
-        met += at % lhs_dilate == 0 and 0 <= at // lhs_dilate < inputs
-    return met

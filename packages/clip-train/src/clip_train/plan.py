@@ -12,7 +12,9 @@ from clip_sharding import (
     CHIPS,
     DoesNotFitError,
     Plan,
+    Roofline,
     Topology,
+    bytes_per_device,
     find_topology,
     plan,
 )
@@ -31,9 +33,9 @@ class RunPlan:
 
     Attributes:
         config: the resolved config.
-        step: what an update takes of each device.
+        step: what an update takes of each device, with the teacher's embeddings of its batch where there is a teacher.
         model_flops: of an update on all devices, in the matrix products that the model and its loss ask for, forward
-            and backward, none of them twice.
+            and backward, none of them twice, and none of a teacher's.
         num_steps: updates in the run.
         num_microbatches: in an update.
         mesh: devices along each axis.
@@ -99,25 +101,68 @@ def plan_run(config: TrainConfig, topology: Topology) -> RunPlan:
         DoesNotFitError: it needs more memory than the devices have.
     """
     program = _program(config, topology)
+    state, batch, model_flops = program.abstract, program.batch(), program.model_flops()
+    groups = {"parameters": state.params, "optimizer": state.opt_state, "averages": state.ema, "batch": batch}
     step = plan(
         program.step(),
-        program.abstract,
-        program.batch(),
+        state,
+        batch,
         topology=topology,
-        groups={
-            "parameters": program.abstract.params,
-            "optimizer": program.abstract.opt_state,
-            "batch": program.batch(),
-        },
+        groups={name: tree for name, tree in groups.items() if tree is not None},
     )
+    step = _with_all_arithmetic(step, model_flops)
+    if (found := program.teacher_program()) is not None:
+        embed, params = found
+        taught = {name: batch[name] for name in ("attention_mask", "image", "input_ids")}
+        teacher = plan(embed, params, taught, topology=topology, groups={"teacher": params})
+        step = _with_teacher(step, teacher, bytes_per_device(state))
     return RunPlan(
         config=program.config,
         step=step,
-        model_flops=program.model_flops(),
+        model_flops=model_flops,
         num_steps=program.num_steps,
         num_microbatches=program.num_microbatches,
         mesh=dict(program.mesh.shape),
         strategy=program.strategy,
+    )
+
+
+def _with_all_arithmetic(step: Plan, model_flops: float) -> Plan:
+    """With the time of arithmetic that kernels do and do not tell: at least what is lacking of the model's."""
+    lacking = model_flops / step.num_devices - step.flops
+    if step.roofline is None or step.chip is None or not step.library_calls or lacking <= 0:
+        return step
+    chip, line = CHIPS[step.chip], step.roofline
+    seconds = lacking / chip.flops * chip.devices
+    line = dataclasses.replace(line, compute=line.compute + seconds, in_order=line.in_order + seconds)
+    return dataclasses.replace(step, roofline=line)
+
+
+def _with_teacher(step: Plan, teacher: Plan, state_bytes: int) -> Plan:
+    """An update that a teacher's program goes before: each stays in memory while the other runs.
+
+    Raises:
+        DoesNotFitError: together they need more than the devices have.
+    """
+    weights = teacher.memory["teacher"]
+    peak = max(step.memory["peak"] + weights, teacher.memory["peak"] + state_bytes)
+    if step.available is not None and peak > step.available:
+        raise DoesNotFitError(peak, step.available)
+    passing = {name: max(step.memory[name], teacher.memory[name]) for name in ("activations", "temporaries")}
+    kept = {name: size for name, size in step.memory.items() if name not in (*passing, "peak")}
+    line = step.roofline
+    if line is not None and teacher.roofline is not None:
+        names = [field.name for field in dataclasses.fields(line)]
+        line = Roofline(**{name: getattr(line, name) + getattr(teacher.roofline, name) for name in names})
+    return dataclasses.replace(
+        step,
+        memory={**kept, "teacher": weights, **passing, "peak": peak},
+        flops=step.flops + teacher.flops,
+        bytes=step.bytes + teacher.bytes,
+        sent={kind: step.sent.get(kind, 0) + teacher.sent.get(kind, 0) for kind in {**step.sent, **teacher.sent}},
+        uncounted_loops=step.uncounted_loops + teacher.uncounted_loops,
+        library_calls=step.library_calls + teacher.library_calls,
+        roofline=line,
     )
 
 

@@ -173,7 +173,8 @@ def _notes(found: RunPlan) -> list[str]:
         notes.append(f"{step.uncounted_loops} loops of unknown length are counted as one turn.")
     if step.library_calls:
         notes.append(
-            f"hardware FLOPs are without those of {step.library_calls} kernels that the compiler does not tell."
+            f"hardware FLOPs are without those of {step.library_calls} kernels that the compiler does not tell; the "
+            "time of arithmetic is at least that of the model FLOPs."
         )
     if step.flops_check is not None and not step.library_calls and not 0.9 < step.flops_check <= 1.001:
         notes.append(f"hardware FLOPs, loops once, are {step.flops_check:.3f} of the compiler's own count of them.")

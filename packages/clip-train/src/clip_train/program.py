@@ -36,8 +36,8 @@ from clip_train.objective import ContrastiveObjective, clip_objective
 from clip_train.optimizers import ParameterOptions, make_optimizer, make_schedule, to_samples, to_steps
 from clip_train.state import TrainState, abstract_state, averaged_of
 from clip_train.step import Step, make_step
-from clip_train.teacher import StoredTeacher, TaughtBatches, Teacher
-from clip_train.weights import Origin, open_weights
+from clip_train.teacher import StoredTeacher, TaughtBatches, Teacher, teaching
+from clip_train.weights import Load, Origin, open_weights
 
 LEARNING_RATE_FROM_SCRATCH = 1e-3
 # Parameter, gradient and AdamW's two moments in float32, and the share of a device's memory they may take.
@@ -110,8 +110,7 @@ class Program:
             return None
         if distillation.columns is not None and distillation.scale is not None:
             return StoredTeacher(distillation.columns, distillation.scale, self.mesh)
-        config, load = open_weights(str(distillation.teacher))
-        config = dataclasses.replace(config, compute=dataclasses.replace(self.model.compute, remat="none"))
+        config, load = self._open_teacher(str(distillation.teacher))
         return Teacher(
             config,
             load(NamedSharding(self.mesh, PartitionSpec())),
@@ -120,6 +119,21 @@ class Program:
             scale=distillation.scale,
             num_microbatches=self.num_microbatches,
         )
+
+    def teacher_program(self) -> tuple[Any, Any] | None:
+        """The program of a teacher that is a model, and its parameters' shapes and shardings; None without one."""
+        distillation = self.config.loss.distillation
+        if distillation is None or distillation.teacher is None:
+            return None
+        config, _ = self._open_teacher(distillation.teacher)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+        return teaching(config, self.mesh, scale=1.0, num_microbatches=self.num_microbatches), params
+
+    def _open_teacher(self, name: str) -> tuple[ClipConfig, Load]:
+        config, load = open_weights(name)
+        return dataclasses.replace(config, compute=dataclasses.replace(self.model.compute, remat="none")), load
 
     def step(self) -> Step:
         """The update."""
@@ -136,7 +150,9 @@ class Program:
 
     def model_flops(self) -> float:
         """Of an update on all devices, in the matrix products of model and loss, forward and backward, none twice."""
-        plain = dataclasses.replace(self.model, compute=dataclasses.replace(self.model.compute, remat="none"))
+        # A kernel's own arithmetic is not the model's: some is hidden, and some done twice.
+        compute = dataclasses.replace(self.model.compute, remat="none", attention="xla")
+        plain = dataclasses.replace(self.model, compute=compute)
         alone = dataclasses.replace(
             self,
             origin=dataclasses.replace(self.origin, config=plain),

@@ -49,15 +49,20 @@ class Teacher:
         check_teacher(config, student)
         scale = math.exp(float(params["logit_scale"])) if scale is None else scale
         self._params = params
-        rows = batch_sharding(mesh)
-        self._embed = jax.jit(
-            lambda params, batch: _embed(config, params, batch, scale, num_microbatches),
-            out_shardings={"teacher_image": rows, "teacher_text": rows},
-        )
+        self._embed = teaching(config, mesh, scale=scale, num_microbatches=num_microbatches)
 
     def __call__(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The batch with `teacher_image` and `teacher_text`, as `TaughtBatches`."""
         return batch | self._embed(self._params, batch)
+
+
+def teaching(config: ClipConfig, mesh: Mesh, *, scale: float, num_microbatches: int) -> Any:
+    """The program of a `Teacher`: `(params, batch) -> embeddings`, jitted, of the arguments that it is given there."""
+    rows = batch_sharding(mesh)
+    return jax.jit(
+        lambda params, batch: _embed(config, params, batch, scale, num_microbatches),
+        out_shardings={"teacher_image": rows, "teacher_text": rows},
+    )
 
 
 class StoredTeacher:
