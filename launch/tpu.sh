@@ -6,7 +6,7 @@ gcloud compute tpus queued-resources create NAME --node-id NAME --zone ZONE \
 
 # Once on every machine: the package, in an environment of its own, since the machines' own Python may be 3.10.
 gcloud compute tpus tpu-vm ssh NAME --zone ZONE --worker=all --command \
-  'curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv tool install --python 3.12 "clip-train[tpu]"'
+  'pip install --user uv && ~/.local/bin/uv tool install --python 3.12 "clip-train[tpu]"'
 
 # On every machine at the same time; the machines find each other. Started again it continues.
 gcloud compute tpus tpu-vm ssh NAME --zone ZONE --worker=all --command \
