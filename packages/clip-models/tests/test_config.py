@@ -68,7 +68,10 @@ def test_lists_become_tuples():
         (lambda: ComputeConfig(dtype="float16"), "dtype must be one of float32, bfloat16; got 'float16'"),
         (lambda: ComputeConfig(unroll=0), "unroll must be at least 1; got 0"),
         (lambda: VisionConfig(**VISION, activation=()), "activation must name at least one function"),
-        (lambda: VisionConfig(**VISION, activation=("silu", "line")), "one or several of gelu, .*; got 'line'"),
+        (
+            lambda: VisionConfig(**VISION, activation=("silu", "line")),
+            r"one or several of gelu, .*; got \('silu', 'line'\)",
+        ),
         (lambda: VisionConfig(**VISION, norm="batch"), "norm must be one of layernorm, rmsnorm; got 'batch'"),
         (lambda: VisionConfig(**VISION, block="post"), "block must be one of pre_norm, normformer; got 'post'"),
         (lambda: VisionConfig(**VISION, layer_scale=0), "layer_scale must be positive, or None.*got 0"),
@@ -113,12 +116,42 @@ def test_lists_become_tuples():
         ),
         (lambda: joined(projection_dim=0), "projection_dim must be at least 1; got 0"),
         (lambda: joined(preprocess=PreprocessConfig(size=31)), "vision.image_size = 32, or 0; got 31"),
-        (lambda: joined(preprocess=PreprocessConfig(text_length=9)), "max_length of the text, 8; got 9"),
+        (lambda: joined(preprocess=PreprocessConfig(text_length=9)), "max_length of text and decoder, 8; got 9"),
+        (
+            lambda: joined(decoder=captioner(max_length=5), preprocess=PreprocessConfig(text_length=6)),
+            "max_length of text and decoder, 5; got 6",
+        ),
+        (
+            lambda: joined(compute=ComputeConfig(attention="splash"), decoder=captioner(parallel_fraction=0.5)),
+            "parallel prediction does not: use 'auto'.*got 0.5",
+        ),
+        (lambda: VisionConfig(**{**VISION, "width": "128"}), "width must be a whole number; got '128'"),
+        (lambda: VisionConfig(**{**VISION, "width": 128.0}), "width must be a whole number; got 128.0"),
+        (lambda: VisionConfig(**{**VISION, "num_layers": True}), "num_layers must be a whole number; got True"),
+        (
+            lambda: VisionConfig(**{**VISION, "image_size": None}),
+            "image_size must be a whole number or a list of whole n",
+        ),
+        (lambda: VisionConfig(**VISION, use_bias="no"), "use_bias must be true or false; got 'no'"),
+        (lambda: VisionConfig(**VISION, layer_scale="1"), "layer_scale must be a number or None; got '1'"),
+        (lambda: VisionConfig(**VISION, dropout=False), "dropout must be a number; got False"),
+        (lambda: PreprocessConfig(mean=0.5), "mean must be a list of numbers; got 0.5"),
+        (lambda: PreprocessConfig(tokenizer=7), "tokenizer must be a string or None; got 7"),
+        (lambda: ClipConfig(vision={**VISION}), "vision must be a VisionConfig or None; got {'image_size': 32"),
     ],
 )
 def test_a_bad_value_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_texts_are_as_long_as_all_that_read_them_allow():
+    assert joined(decoder=captioner(max_length=5)).preprocess.text_length == 5
+    assert joined(decoder=captioner(max_length=9)).preprocess.text_length == 8
+
+
+def captioner(**fields):
+    return DecoderConfig(**{**TEXT, "mask_token_id": 3, **fields})
 
 
 def joined(**fields):

@@ -10,16 +10,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from clip_models.field_checks import check_at_least_zero, check_positive, check_probability, check_types
 from clip_models.preprocess_config import Interpolation, Padding, PreprocessConfig, ResizeMode, square_or_pair
-from clip_models.transformer_config import (
-    Activation,
-    Initialization,
-    TransformerConfig,
-    check_at_least_zero,
-    check_one_of,
-    check_positive,
-    check_probability,
-)
+from clip_models.transformer_config import Activation, Initialization, TransformerConfig
 
 __all__ = [
     "Activation",
@@ -99,9 +92,6 @@ class VisionConfig(TransformerConfig):
                 "patch_size must not exceed image_size; "
                 f"got patch_size={self.patch_size}, image_size={self.image_size}."
             )
-        check_one_of(self, "positions", ImagePositions)
-        check_one_of(self, "pool", VisionPool)
-        check_one_of(self, "final_norm", NormPlace)
         if self.class_token is None:
             object.__setattr__(self, "class_token", self.pool == "cls")
         if self.final_norm == "auto":
@@ -178,8 +168,6 @@ class TextConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "vocab_size", "max_length", "num_queries")
-        check_one_of(self, "positions", TextPositions)
-        check_one_of(self, "pool", TextPool)
         if self.pool == "first_eos" and self.eos_token_id is None:
             raise ValueError("pool='first_eos' looks for eos_token_id, which is None: give the tokenizer's.")
         if self.num_queries > 1 and self.pool != "map":
@@ -226,7 +214,6 @@ class DecoderConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "vocab_size", "max_length")
-        check_one_of(self, "positions", TextPositions)
         _check_token_ids(self, "bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
         self._check_rotary(self.positions)
         if not 0 <= self.parallel_fraction <= 1:
@@ -264,9 +251,7 @@ class ComputeConfig:
     float32_logits: bool = False
 
     def __post_init__(self) -> None:
-        check_one_of(self, "dtype", Dtype)
-        check_one_of(self, "remat", Remat)
-        check_one_of(self, "attention", AttentionImplementation)
+        check_types(self)
         check_positive(self, "unroll")
 
 
@@ -300,6 +285,7 @@ class ClipConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.vision is None and self.text is None:
             raise ValueError("a model needs a vision tower, a text tower or both; got neither.")
         if self.decoder is not None and self.vision is None:
@@ -312,7 +298,12 @@ class ClipConfig:
         object.__setattr__(self, "preprocess", self._complete_preprocess())
 
     def _check_attention(self) -> None:
-        attention = self.compute.attention
+        attention, decoder = self.compute.attention, self.decoder
+        if attention == "splash" and decoder is not None and decoder.parallel_fraction:
+            raise ValueError(
+                "attention='splash' masks keys for all queries alike, and parallel prediction does not: use 'auto' or "
+                f"'xla', or decoder.parallel_fraction = 0; got {decoder.parallel_fraction}."
+            )
         if attention == "cudnn" and self.compute.dtype != "bfloat16":
             raise ValueError(f"attention='cudnn' computes in bfloat16; got dtype={self.compute.dtype!r}.")
         for name in ("vision", "text", "decoder"):
@@ -332,7 +323,7 @@ class ClipConfig:
 
     def _complete_preprocess(self) -> PreprocessConfig:
         """Fills in what follows from the towers, and refuses what contradicts them."""
-        given, vision, language = self.preprocess, self.vision, self.text or self.decoder
+        given, vision = self.preprocess, self.vision
         changes = {}
         if vision is not None:
             changes["size"] = given.size or vision.image_size
@@ -349,14 +340,19 @@ class ClipConfig:
                     f"max_patches is the length of naflex sequences; got {given.max_patches} with "
                     f"resize_mode={given.resize_mode!r}."
                 )
-        if language is not None:
-            changes["text_length"] = given.text_length or language.max_length
-            if changes["text_length"] > language.max_length:
+        if (longest := self.max_text_length) is not None:
+            changes["text_length"] = given.text_length or longest
+            if changes["text_length"] > longest:
                 raise ValueError(
-                    f"preprocess.text_length must not exceed the max_length of the text, {language.max_length}; "
+                    f"preprocess.text_length must not exceed the max_length of text and decoder, {longest}; "
                     f"got {given.text_length}."
                 )
         return replace(given, **changes)
+
+    @property
+    def max_text_length(self) -> int | None:
+        """The longest text that both the text tower and the decoder take, tokens. None: there is neither."""
+        return min((part.max_length for part in (self.text, self.decoder) if part is not None), default=None)
 
     @property
     def has_logits(self) -> bool:

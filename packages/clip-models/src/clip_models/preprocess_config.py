@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clip_models.transformer_config import check_at_least_zero, check_one_of
+from clip_models.field_checks import check_at_least_zero, check_types
 
 ResizeMode = Literal["squash", "shortest", "longest", "naflex"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -54,13 +54,11 @@ class PreprocessConfig:
     mask_padding: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         object.__setattr__(self, "size", square_or_pair(self.size, "size"))
         check_at_least_zero(self, "max_patches", "text_length")
         if self.pad_id is not None and self.pad_id < 0:
             raise ValueError(f"pad_id must be a token, 0 or more, or None; got {self.pad_id}.")
-        check_one_of(self, "resize_mode", ResizeMode)
-        check_one_of(self, "interpolation", Interpolation)
-        check_one_of(self, "padding", Padding)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
             if len(getattr(self, name)) != 3:

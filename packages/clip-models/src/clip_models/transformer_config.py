@@ -1,11 +1,35 @@
-"""What the transformers of all towers have in common, as a frozen configuration; and how configs check their fields."""
+"""What the transformers of all towers have in common, as a frozen configuration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "sigmoid", "tanh", "linear"]
+from clip_models.field_checks import check_at_least_zero, check_positive, check_probability, check_types
+
+Activation = Literal[
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "relu",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "linear",
+    "relu2",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "softplus",
+    "soft_sign",
+    "log_sigmoid",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
+]
 Norm = Literal["layernorm", "rmsnorm"]
 BlockStyle = Literal["pre_norm", "normformer"]
 Initialization = Literal["siglip", "clip"]
@@ -25,7 +49,7 @@ class TransformerConfig:
         mlp_dim: hidden size of the MLPs. 0: 4 × width.
         activation: of the MLPs; or several, whose outputs, each from its own projection, are multiplied:
             ``("silu", "linear")`` is SwiGLU. ``gelu`` is exact, ``gelu_tanh`` its tanh approximation, ``quick_gelu``
-            x·σ(1.702x).
+            x·σ(1.702x), ``relu2`` the square of ``relu``; the others are ``jax.nn``'s, with its defaults.
         norm: ``layernorm``, or ``rmsnorm`` without the mean.
         norm_eps: added to the variance (the mean square) in every norm.
         norm_scale: whether norms have a scale. NormFormer's norm after attention always has one.
@@ -69,6 +93,7 @@ class TransformerConfig:
     initialization: Initialization = "siglip"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(self, "width", "num_layers")
         check_at_least_zero(self, "num_heads", "mlp_dim")
         if not self.num_heads:
@@ -85,9 +110,6 @@ class TransformerConfig:
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.width)
         self._check_activation()
-        check_one_of(self, "norm", Norm)
-        check_one_of(self, "block", BlockStyle)
-        check_one_of(self, "initialization", Initialization)
         if self.norm_bias is None:
             object.__setattr__(self, "norm_bias", self.norm == "layernorm")
         if self.layer_scale is not None and not self.layer_scale > 0:
@@ -112,10 +134,6 @@ class TransformerConfig:
         if isinstance(self.activation, list | tuple):  # JSON has lists
             one_alone = len(self.activation) == 1
             object.__setattr__(self, "activation", self.activation[0] if one_alone else tuple(self.activation))
-        known = get_args(Activation)
-        for name in self.activations:
-            if name not in known:
-                raise ValueError(f"activation must be one or several of {', '.join(known)}; got {name!r}.")
         if not self.activations:
             raise ValueError("activation must name at least one function; got none.")
 
@@ -126,30 +144,3 @@ class TransformerConfig:
                 f"rotary positions turn pairs of a head's channels, of {parts // 2} axes: width / num_heads must be a "
                 f"multiple of {parts}; got {self.width} / {self.num_heads} = {self.head_dim}."
             )
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Refuses values below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}.")
-
-
-def check_at_least_zero(config: Any, *names: str) -> None:
-    """Refuses values below 0."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must not be negative (0: derived from the others); got {getattr(config, name)}.")
-
-
-def check_probability(config: Any, *names: str) -> None:
-    """Refuses values outside [0, 1)."""
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1); got {getattr(config, name)}.")
-
-
-def check_one_of(config: Any, name: str, choices: Any) -> None:
-    """Refuses a value that the Literal ``choices`` does not have."""
-    if getattr(config, name) not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {getattr(config, name)!r}.")

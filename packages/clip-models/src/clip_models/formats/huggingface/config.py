@@ -6,17 +6,30 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clip_models.config import ClipConfig, PreprocessConfig, TextConfig, TransformerConfig, VisionConfig
+from clip_models.config import Activation, ClipConfig, PreprocessConfig, TextConfig, TransformerConfig, VisionConfig
 from clip_models.formats.huggingface.kinds import KINDS, TEXT_DEFAULTS, VISION_DEFAULTS
 
-ACTIVATIONS = {
+# Theirs are ours; where several of theirs are one of ours, the first is what we write.
+ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
+    "relu6": "relu6",
+    "leaky_relu": "leaky_relu",
     "silu": "silu",
     "swish": "silu",
+    "mish": "mish",
+    "hardswish": "hard_silu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "linear": "linear",
 }
 _LEGACY_EOS = 2  # the wrong id that CLIP's first exports had; transformers keeps it as the sign for "the largest id"
 
