@@ -178,7 +178,13 @@ def test_wrong_inputs_say_what_arrived(siglip, pixel_values, input_ids, random_p
         encode_text(siglip, params, input_ids, np.ones((4, 5)))
     with pytest.raises(ValueError, match="must hold the text tower under 'text'; got the keys"):
         encode_text(siglip, {"vision": params["vision"]}, input_ids)
-    assert np.isnan(encode_text(siglip, params, np.full((1, 6), 20))).all()  # an id beyond the vocabulary
+    for outside in (20, -1):
+        assert np.isnan(encode_text(siglip, params, np.full((1, 6), outside))).all()
+    with pytest.raises(ValueError, match="attention_mask is of input_ids, which are not given"):
+        apply(siglip, params, pixel_values=pixel_values, attention_mask=np.ones((4, 6)))
+    for name in ("pixel_attention_mask", "spatial_shapes"):
+        with pytest.raises(ValueError, match=f"{name} is of pixel_values, which are not given"):
+            apply(siglip, params, input_ids=input_ids, **{name: np.ones((4, 2))})
 
 
 def test_misnamed_parameters_are_refused(siglip, pixel_values, random_params):

@@ -12,8 +12,9 @@ from clip_models.towers import decoder_structure, text_structure, vision_structu
 def logical_axes(config: ClipConfig) -> Params:
     """Names the dims of every parameter, for whoever places them on devices.
 
-    The names: ``layers``, ``embed``, ``heads`` (heads × head size, heads first), ``mlp``, ``vocab``, ``positions``,
-    ``patch``, ``queries``, ``projection``, ``norm``.
+    The names: ``layers``, ``embed``, ``heads`` (heads × head size, heads first), ``mlp``, ``vocab``, ``patch``,
+    ``projection``, ``pooled`` (what several probes give to the projection); and of the small arrays ``positions``,
+    ``rows``, ``columns``, ``registers``, ``queries`` (the probes), ``norm``, ``head_dim``.
 
     Args:
         config: of the model.

@@ -124,10 +124,16 @@ def apply(
         The embeddings, logits and hidden vectors.
 
     Raises:
-        ValueError: an input or a parameter has not the shape that the config calls for.
+        ValueError: an input or a parameter has not the shape that the config calls for, or an input describes another
+            that is not given.
     """
     if pixel_values is None and input_ids is None:
         raise ValueError("apply needs pixel_values, input_ids or both; got neither.")
+    if input_ids is None and attention_mask is not None:
+        raise ValueError("attention_mask is of input_ids, which are not given: give both or neither.")
+    if pixel_values is None and (pixel_attention_mask is not None or spatial_shapes is not None):
+        name = "spatial_shapes" if pixel_attention_mask is None else "pixel_attention_mask"
+        raise ValueError(f"{name} is of pixel_values, which are not given: give both or neither.")
     image_embeds = text_embeds = image_hidden = text_hidden = logits = None
     image_key, text_key = (None, None) if key is None else jax.random.split(key)
     if pixel_values is not None:

@@ -16,6 +16,7 @@ from clip_models.initializers import tower_initializers
 from clip_models.linear import Linear
 from clip_models.norm import Norm, tower_norm
 from clip_models.positions import Rotation, rotation, text_positions
+from clip_models.text import embed_tokens
 from clip_models.transformer import Block, layer_scale, scan_blocks, stack_blocks
 
 
@@ -177,7 +178,7 @@ class Decoder(nnx.Module):
         """Predicts the token that follows each.
 
         Args:
-            input_ids: int [b, t], t at most ``max_length``. An id beyond the vocabulary gives NaN.
+            input_ids: int [b, t], t at most ``max_length``. An id outside the vocabulary gives NaN.
             image: [b, p, image_width].
             image_mask: bool [b, p], False at what no token may see. None: all may be seen.
             parallel: bool [b]; True where every position sees every other. None: none does.
@@ -253,8 +254,7 @@ class Decoder(nnx.Module):
         return self._logits(x)[:, 0], cache._replace(keys=keys, values=values)
 
     def _embed(self, input_ids: jax.Array, positions: jax.Array) -> jax.Array:
-        # fill, not clamp: a wrong id must not pass for the last word of the vocabulary
-        x = jnp.take(self.token_embedding[...], input_ids, axis=0, mode="fill")
+        x = embed_tokens(self.token_embedding[...], input_ids)
         if self.position_embedding is not None:
             x = x + self.position_embedding[...][positions]
         return x.astype(self.compute.dtype)

@@ -46,7 +46,7 @@ class TextTower(nnx.Module):
         """Runs the tower up to the pooled vector.
 
         Args:
-            input_ids: int [b, t], t at most ``max_length``. An id beyond the vocabulary gives NaN.
+            input_ids: int [b, t], t at most ``max_length``. An id outside the vocabulary gives NaN.
             attention_mask: [b, t], 0 at tokens that no token may attend to. None: all may be.
             key: PRNG key of what training drops. None: nothing is dropped.
 
@@ -56,8 +56,7 @@ class TextTower(nnx.Module):
         config = self.config
         check_texts(config.max_length, input_ids, attention_mask)
         embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        # fill, not clamp: a wrong id must not pass for the last word of the vocabulary
-        x = jnp.take(in_use(self.token_embedding), input_ids, axis=0, mode="fill")
+        x = embed_tokens(in_use(self.token_embedding), input_ids)
         turned = None
         if self.position_embedding is not None:
             x = x + in_use(self.position_embedding)[: input_ids.shape[1]]
@@ -85,6 +84,20 @@ class TextTower(nnx.Module):
     def project(self, pooled: jax.Array) -> jax.Array:
         """Maps the pooled vector, float32 [b, k·d], to the shared embedding, [b, e], not normalised."""
         return pooled if self.projection is None else self.projection(pooled)
+
+
+def embed_tokens(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Looks tokens up.
+
+    Args:
+        table: [vocab_size, d].
+        ids: int [b, t].
+
+    Returns:
+        [b, t, d]; NaN where an id is outside the vocabulary, so that none passes for another word.
+    """
+    outside = len(table)  # negative ids would count from the end
+    return jnp.take(table, jnp.where(ids < 0, outside, ids), axis=0, mode="fill")
 
 
 def check_texts(max_length: int, input_ids: jax.Array, attention_mask: jax.Array | None) -> None:
