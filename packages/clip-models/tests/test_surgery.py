@@ -105,6 +105,8 @@ def test_a_new_projection(siglip, clip, random_params):
         assert_fits(new_config, new_params)
         assert all("/projection/" in name for name in changed(params, new_params))
         assert np.std(new_params["text"]["projection"]["kernel"]) > 0.1
+    biased = replace(clip, vision=replace(clip.vision, projection_bias=True))
+    assert not surgery.new_projection(biased, random_params(biased), None, KEY)[0].vision.projection_bias
 
 
 def test_one_tower_alone_gives_what_it_gave(siglip, random_params, pixel_values, input_ids):
@@ -139,6 +141,16 @@ def test_a_fresh_head_leaves_what_is_below(siglip, clip, random_params):
     assert new_config.embed_dim == 48
 
 
+def test_what_cannot_be_is_said_of_the_model(siglip, random_params):
+    params = random_params(siglip)
+    with pytest.raises(ValueError, match=r"made without one \(class_token=False\): pool by 'map' or 'gap'"):
+        surgery.fresh_head(siglip, params, "vision", KEY, pool="cls")
+    with pytest.raises(ValueError, match="tower must be one of vision, text; got 'image'"):
+        surgery.fresh_head(siglip, params, "image", KEY)
+    with pytest.raises(ValueError, match="tower must be one of vision, text, decoder; got 'image'"):
+        surgery.drop_layers(siglip, params, "image", [0])
+
+
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_dropping_a_layer_that_does_nothing_changes_nothing(siglip, random_params, tower, pixel_values, input_ids):
     config, params = siglip, random_params(siglip)
@@ -160,13 +172,16 @@ def test_layers_to_keep_must_be_there(siglip, random_params, keep):
 
 
 def test_a_tower_from_another_model(siglip, clip, random_params):
+    texts = PreprocessConfig(tokenizer="some/words", pad_id=3, canonicalize=True, lower_case=True, mask_padding=True)
+    siglip = replace(siglip, preprocess=texts)
+    clip = replace(clip, preprocess=PreprocessConfig(resize_mode="shortest", mean=(0.1, 0.2, 0.3)))
     params, others = random_params(siglip), init(clip, jax.random.key(3))
     new_config, new_params = surgery.replace_vision(siglip, params, (clip, others), KEY)
     assert_fits(new_config, new_params)
     assert new_config.vision == clip.vision
     assert new_config.text == siglip.text
-    assert new_config.preprocess.resize_mode == clip.preprocess.resize_mode
-    assert new_config.preprocess.text_length == siglip.preprocess.text_length
+    pictures = {"resize_mode": "shortest", "mean": (0.1, 0.2, 0.3)}
+    assert new_config.preprocess == replace(siglip.preprocess, **pictures)
     # both are 24 wide, and siglip does not project its images: what the tower pools is the embedding, the texts stay
     assert changed(params, {key: new_params[key] for key in ("text", "logit_scale", "logit_bias")}) == set()
     assert_same(new_params["vision"], {name: part for name, part in others["vision"].items() if name != "projection"})
@@ -184,7 +199,7 @@ def test_a_tower_from_another_model(siglip, clip, random_params):
 
 
 def test_a_decoder_keeps_the_width_it_reads(siglip, random_params):
-    config = replace(siglip, decoder=DecoderConfig(vocab_size=9, max_length=4, width=8, num_layers=1, num_heads=1))
+    config = replace(siglip, decoder=DecoderConfig(vocab_size=9, max_length=6, width=8, num_layers=1, num_heads=1))
     wider = replace(siglip, vision=replace(siglip.vision, width=32))
     with pytest.raises(ValueError, match="of width 24; the other image tower gives 32"):
         surgery.replace_vision(config, {}, (wider, {"vision": {}}), KEY)

@@ -75,11 +75,10 @@ def resize_texts(config: ClipConfig, params: Mapping[str, Any], max_length: int)
             longer = max_length > part.max_length
             resized = _resample(table, (max_length, part.width)) if longer else table[:max_length]
             flat[f"{name}/position_embedding"] = resized
-    language = config.text or config.decoder
-    if language is None:
+    if config.max_text_length is None:
         raise ValueError("texts have a length where there is a text tower or a decoder; the model has neither.")
     length = config.preprocess.text_length
-    length = 0 if length == language.max_length else min(length, max_length)
+    length = 0 if length == config.max_text_length else min(length, max_length)
     return _checked(replace(config, **parts, preprocess=replace(config.preprocess, text_length=length)), flat)
 
 
@@ -95,9 +94,11 @@ def new_projection(config: ClipConfig, params: Mapping[str, Any], projection_dim
     Returns:
         (config, params).
     """
-    return _redraw(
-        replace(config, projection_dim=projection_dim), params, key, ("vision/projection", "text/projection")
-    )
+    vision = config.vision
+    if projection_dim is None and vision is not None:
+        vision = replace(vision, projection_bias=False)  # there is no projection to have one
+    changed = replace(config, vision=vision, projection_dim=projection_dim)
+    return _redraw(changed, params, key, ("vision/projection", "text/projection"))
 
 
 def only_vision(config: ClipConfig, params: Mapping[str, Any]) -> Model:
@@ -154,8 +155,17 @@ def fresh_head(
 
     Returns:
         (config, params).
+
+    Raises:
+        ValueError: there is no such tower, or it has no class token to pool.
     """
+    _check_tower(tower, "vision", "text")
     old = _vision(config) if tower == "vision" else _text(config)
+    if pool == "cls" and isinstance(old, VisionConfig) and not old.class_token:
+        raise ValueError(
+            "pool='cls' takes the class token, and this image tower was made without one (class_token=False): "
+            "pool by 'map' or 'gap'."
+        )
     changes: dict[str, Any] = {"pool": pool or old.pool}
     changes["num_queries"] = num_queries or (old.num_queries if changes["pool"] == "map" else 1)
     if isinstance(old, VisionConfig) and changes["pool"] != old.pool:
@@ -184,6 +194,7 @@ def drop_layers(
     Raises:
         ValueError: there is no such tower, or no such block.
     """
+    _check_tower(tower, "vision", "text", "decoder")
     old = getattr(config, tower)
     if old is None:
         raise ValueError(f"the model has no {tower} to drop layers of.")
@@ -219,20 +230,14 @@ def replace_vision(config: ClipConfig, params: Mapping[str, Any], other: Model, 
         Zhai et al., LiT: Zero-Shot Transfer with Locked-image text Tuning, 2022.
     """
     other_config, other_params = other
-    vision, text = _vision(other_config), config.preprocess
+    vision = _vision(other_config)
     if config.decoder is not None and config.vision is not None and config.vision.width != vision.width:
         raise ValueError(
             f"the decoder reads hidden vectors of width {config.vision.width}; the other image tower gives "
             f"{vision.width}: leave the decoder out of the config, and of params."
         )
-    preprocess = replace(
-        other_config.preprocess,
-        tokenizer=text.tokenizer,
-        text_length=text.text_length,
-        padding=text.padding,
-        lower_case=text.lower_case,
-        mask_padding=text.mask_padding,
-    )
+    pictures = ("size", "resize_mode", "max_patches", "interpolation", "mean", "std")
+    preprocess = replace(config.preprocess, **{name: getattr(other_config.preprocess, name) for name in pictures})
     joined = {**params, "vision": other_params["vision"]}
     fresh = ["vision/projection", *(name for name in ("logit_scale", "logit_bias") if name not in params)]
     return _redraw(replace(config, vision=vision, preprocess=preprocess), joined, key, fresh)
@@ -258,6 +263,11 @@ def redraw(config: ClipConfig, params: Mapping[str, Any], fresh: Sequence[str], 
         parts = sorted({"/".join(name.split("/")[:2]) for name in expected})
         raise ValueError(f"{', '.join(unknown)} must be parts of the model, such as {', '.join(parts)}.")
     return _redraw(config, params, key, fresh)
+
+
+def _check_tower(tower: str, *known: str) -> None:
+    if tower not in known:
+        raise ValueError(f"tower must be one of {', '.join(known)}; got {tower!r}.")
 
 
 def _vision(config: ClipConfig) -> VisionConfig:
