@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import clip_models
-from clip_models import load_config, load_pretrained, preprocess_images, save_pretrained
+from clip_models import PreprocessConfig, load_config, load_pretrained, preprocess_images, save_pretrained, surgery
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HUGGING_FACE = ["clip-argmax", "clip-first-eos", "siglip", "siglip2"]
@@ -68,6 +68,31 @@ def test_an_oldest_layout_of_the_image_processor(tmp_path):
     (directory / "preprocessor_config.json").write_text(json.dumps({**old, "size": 24}))
     with pytest.raises(ValueError, match="one size; got size=24, crop_size=20"):
         load_config(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ({"do_normalize": False}, "std", (1, 1, 1)),
+        ({"do_rescale": False, "image_mean": [51, 102, 204]}, "mean", (0.2, 0.4, 0.8)),
+        ({"rescale_factor": 2 / 255, "image_mean": [0.5, 1, 2]}, "mean", (0.25, 0.5, 1)),
+        ({"do_resize": False}, "do_resize must be true", None),
+        ({"do_center_crop": False}, "do_center_crop must be true", None),
+        ({"size": {"longest_edge": 20}}, "size must have height and width, or shortest_edge", None),
+        ({"resample": 1}, r"resample must be 2 \(bilinear\) or 3", None),
+        ({"image_mean": 0.5}, "a field of another type than its format has", None),
+    ],
+    ids=str,
+)
+def test_the_switches_of_the_image_processor(tmp_path, change, field, value):
+    directory = shutil.copytree(FIXTURES / "clip-argmax", tmp_path / "model")
+    path = directory / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if value is None:
+        with pytest.raises(ValueError, match=f"preprocessor_config.json:? .*{field}"):
+            load_config(directory)
+    else:
+        np.testing.assert_allclose(getattr(load_config(directory).preprocess, field), value, rtol=1e-12)
 
 
 def test_gemma_s_tokenizer_is_given_lower_case(tmp_path):
@@ -157,6 +182,34 @@ def test_shards_and_their_index(tmp_path):
         load_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("activation", "theirs"),
+    [("mish", "mish"), ("hard_silu", "hardswish"), ("relu2", "relu2"), ("gelu_tanh", "gelu_pytorch_tanh")],
+)
+def test_other_activations_there_and_back(siglip, random_params, tmp_path, activation, theirs):
+    towers = {name: replace(getattr(siglip, name), activation=activation) for name in ("vision", "text")}
+    config = replace(siglip, **towers)
+    save_pretrained(tmp_path, config, random_params(config), format="huggingface")
+    contents = json.loads((tmp_path / "config.json").read_text())
+    assert contents["vision_config"]["hidden_act"] == contents["text_config"]["hidden_act"] == theirs
+    assert load_config(tmp_path).vision == config.vision
+
+
+def test_a_text_tower_is_no_matter_of_pictures(siglip, random_params, tmp_path):
+    naflex = PreprocessConfig(resize_mode="naflex", interpolation="bilinear", mean=(0.1, 0.2, 0.3))
+    config = replace(siglip, vision=replace(siglip.vision, flexible=True), preprocess=naflex)
+    config, params = surgery.only_text(config, random_params(config))
+    save_pretrained(tmp_path, config, params, format="huggingface")
+    loaded, tower = load_pretrained(tmp_path)
+    assert loaded.text == config.text
+    jax.tree.map(np.testing.assert_array_equal, tower, params)
+
+
+def test_the_card_opens_a_vit_without_a_random_pooler(tmp_path):
+    save_pretrained(tmp_path, *load_pretrained(FIXTURES / "vit"), format="huggingface")
+    assert 'ViTModel.from_pretrained("DIRECTORY", add_pooling_layer=False)' in (tmp_path / "README.md").read_text()
+
+
 NAMES = [*HUGGING_FACE, "vit", "dinov2", "dinov2-registers"]
 
 
@@ -218,9 +271,11 @@ def test_writes_both_layouts_of_the_processor_and_the_tokenizer(tmp_path):
         save_pretrained(tmp_path / "model", config, params, format="huggingface", tokenizer=FIXTURES)
 
 
-def test_half_precision_out(tmp_path):
+@pytest.mark.parametrize("given", ["float32", "bfloat16"])
+def test_half_precision_out(tmp_path, given):
     config, params = load_pretrained(FIXTURES / "siglip")
-    save_pretrained(tmp_path, config, params, format="huggingface", dtype="bfloat16")
+    half = load_pretrained(FIXTURES / "siglip", dtype=given)[1]
+    save_pretrained(tmp_path, config, half, format="huggingface", dtype="bfloat16" if given == "float32" else None)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     jax.tree.map(
         np.testing.assert_array_equal,

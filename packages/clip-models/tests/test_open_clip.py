@@ -106,6 +106,7 @@ def test_published_architectures_are_expressible():
         ("vision_cfg", {"timm_model_name": "convnext_base"}, "timm_model_name must be one of SigLIP's"),
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "ResNets are not known here"),
         ("vision_cfg", {"attentional_pool": True}, "vision_cfg has options that are not known here: attentional_pool"),
+        ("vision_cfg", {"global_average_pool": True}, "vision_cfg has options that are not known.*global_average_pool"),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "text_cfg has options that are not known here: hf_model_name"),
         ("text_cfg", {"pool_type": "first"}, "pool_type of text_cfg must be one of argmax, last, eos; got 'first'"),
     ],
@@ -117,6 +118,16 @@ def test_what_is_not_ours_is_refused(tmp_path, part, changes, message):
     (directory / "open_clip_config.json").write_text(json.dumps(contents))
     with pytest.raises(ValueError, match=message):
         load_config(directory)
+
+
+def test_other_options_of_the_tokenizer_are_said():
+    contents = json.loads((FIXTURES / "open-clip" / "open_clip_config.json").read_text())
+    contents["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "some/bert", "tokenizer_mode": "clips"}
+    contents["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower", "strip_sep_token": True}
+    with pytest.warns(
+        UserWarning, match="strip_sep_token = True, tokenizer_mode = 'clips': prepare texts with open_cl"
+    ):
+        open_clip.config.read_config(contents)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,108 @@ def test_a_config_given_takes_the_place_of_the_directory_s(tmp_path):
         load_pretrained(FIXTURES / "siglip", config=wider)
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "changes", "foreign"),
+    [
+        ("siglip", "vision", {"num_registers": 2}, "The format has no vision/registers. Give the config"),
+        ("siglip", "text", {"qk_norm": True}, "The format has no text/blocks/attention/key_norm/scale, text/blocks/"),
+        (
+            "siglip",
+            "vision",
+            {"positions": "rotary", "num_heads": 3},
+            "The config has no vision/position_embedding, wh",
+        ),
+        ("open-clip", "vision", {"norm_bias": False}, "The config has no vision/blocks/norm1/bias"),
+    ],
+)
+def test_a_config_that_the_format_cannot_hold_is_refused(name, part, changes, foreign):
+    config = load_config(FIXTURES / name)
+    given = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **changes)})
+    with pytest.raises(ValueError, match=f"one that the format of .*{name} can hold. {foreign}"):
+        load_pretrained(FIXTURES / name, config=given)
+
+
+def _without(*path):
+    def change(contents):
+        for key in path[:-1]:
+            contents = contents[key]
+        del contents[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "message"),
+    [
+        ("siglip", "config.json", "{", r"config.json must be JSON; it is not \(Expecting"),
+        ("siglip", "config.json", "[]", "config.json must hold a JSON object, {…}; it holds a list"),
+        (
+            "siglip",
+            "config.json",
+            lambda c: c["vision_config"].update(hidden_size="12"),
+            "config.json: width must be a whole number; got '12'",
+        ),
+        (
+            "siglip",
+            "config.json",
+            lambda c: c.update(text_config=[1]),
+            "config.json has a field of another type than its format has",
+        ),
+        ("open-clip", "open_clip_config.json", _without("model_cfg"), "open_clip_config.json lacks 'model_cfg'"),
+        ("open-clip", "open_clip_config.json", _without("model_cfg", "embed_dim"), "lacks 'embed_dim'"),
+        ("native", "config.json", _without("config"), "config.json lacks 'config'"),
+        ("native", "config.json", _without("config", "vision", "width"), "config.json: vision lacks width"),
+        ("siglip", "model.safetensors.index.json", "{}", "model.safetensors.index.json lacks 'weight_map'"),
+    ],
+)
+def test_a_malformed_file_is_named(siglip, random_params, tmp_path, name, file, change, message):
+    directory = tmp_path / "model"
+    if name == "native":
+        save_pretrained(directory, siglip, random_params(siglip))
+    else:
+        shutil.copytree(FIXTURES / name, directory)
+    if callable(change):
+        contents = json.loads((directory / file).read_text())
+        change(contents)
+        change = json.dumps(contents)
+    if "index" in file:
+        (directory / "model.safetensors").unlink()
+    (directory / file).write_text(change)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda entry: entry["data_offsets"].__setitem__(1, entry["data_offsets"][0] + 4),
+            r"must have 48 bytes; its d",
+        ),
+        (
+            lambda entry: entry.update(dtype="I32"),
+            r"must be floating-point numbers; .* has vision_model.head.probe int32",
+        ),
+        (
+            lambda entry: entry.pop("dtype"),
+            "whose header gives dtype, shape and data_offsets of each tensor; of vision_",
+        ),
+        (lambda entry: entry.update(data_offsets=[10**6, 10**6 + 48]), "is cut short: vision_model.head.probe ends at"),
+    ],
+)
+def test_a_malformed_header_of_weights_is_refused(tmp_path, change, message):
+    directory = shutil.copytree(FIXTURES / "siglip", tmp_path / "model")
+    path = directory / "model.safetensors"
+    contents = path.read_bytes()
+    length = int.from_bytes(contents[:8], "little")
+    header = json.loads(contents[8 : 8 + length])
+    change(header["vision_model.head.probe"])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + contents[8 + length :])
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(directory)
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"needs config.json; .* has none"):
         load_pretrained(tmp_path)
@@ -124,7 +226,7 @@ def test_of_a_repository_only_the_files_needed_are_fetched(monkeypatch):
 
     def snapshot_download(repo, allow_patterns):
         fetched.extend(allow_patterns)
-        return str(FIXTURES / "siglip")
+        return str(FIXTURES / "from_files" / "siglip2_fixed")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     config = load_config("google/some-siglip")

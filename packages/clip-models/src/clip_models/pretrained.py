@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -13,11 +12,12 @@ from typing import Any, Literal, NamedTuple, get_args
 from clip_models.config import ClipConfig, Dtype
 from clip_models.formats import huggingface, native, open_clip
 from clip_models.formats.big_vision import open_big_vision
+from clip_models.formats.hub import download
 from clip_models.formats.model_card import write_model_card
 from clip_models.formats.params_io import check_params, read_params
 from clip_models.formats.run import config_of_run, find_run, read_run
-from clip_models.formats.stored import Stored
-from clip_models.formats.tokenizer import save_tokenizer, say_what_texts_are
+from clip_models.formats.stored import Stored, read_json
+from clip_models.formats.tokenizer import locate_tokenizer, save_tokenizer, say_what_texts_are
 from clip_models.params import Params
 
 Format = Literal["auto", "clip-jax", "huggingface", "open_clip"]
@@ -94,7 +94,7 @@ def load_config(path_or_repo: str | os.PathLike[str]) -> ClipConfig:
         return _open(place, None).config
     contents = _read_config_file(place)
     if contents["model_type"] == native.MODEL_TYPE:
-        return native.config_from_dict(contents["config"])
+        return native.read_directory_config(place.directory, contents, repo=place.repo)
     if huggingface.KINDS[contents["model_type"]].projected_class is None:
         return huggingface.read_directory_config(place.directory, contents, repo=place.repo)
     return _open(place, None).config  # whether CLIP's tower has a projection, its tensors say
@@ -116,28 +116,35 @@ def save_pretrained(
     first of the two that can express the architecture, and where none can, after a warning that says what stands
     against it, our own.
 
-    Every file is replaced when its successor is whole, and the config comes last.
+    Every file is replaced when its successor is whole, and the config comes last. The tokenizer's files come along, so
+    that the directory can be moved. Those of a repository are taken from the Hub's cache, or else fetched; our own
+    format, which can name the repository, does not fetch them.
 
     Args:
         directory: made if it is not there; files of the same names are replaced.
         config: of the model.
         params: its arrays, all of them.
         format: of the files.
-        tokenizer: to be saved along: a directory that has a tokenizer's files, or a tokenizer of transformers. None:
-            the one of ``config.preprocess.tokenizer``, where that is a directory.
+        tokenizer: to be saved along: a directory that has a tokenizer's files, a repository's name, or a tokenizer of
+            transformers. None: ``config.preprocess.tokenizer``; a warning says so if its files are not to be had.
         dtype: of the weights. None: that of the arrays.
 
     Raises:
-        ValueError: the arrays are not those of the config, or the format cannot express it; what stands against it is
-            named.
+        ValueError: the arrays are not those of the config; or the format cannot express it, and what stands against it
+            is named; or ``tokenizer`` is a place that has none.
+        FileNotFoundError: ``tokenizer`` is no directory that is there, and no repository that could be fetched.
     """
     directory = Path(directory)
     if format not in get_args(Format):
         raise ValueError(f"format must be one of {', '.join(get_args(Format))}; got {format!r}.")
     format, model_type = _choose_format(format, config)
     check_params(config, params)
+    tokenizer = _tokenizer_of(config, format) if tokenizer is None else tokenizer
+    if isinstance(tokenizer, str | Path):
+        tokenizer = locate_tokenizer(tokenizer)
     directory.mkdir(parents=True, exist_ok=True)
-    has_tokenizer = save_tokenizer(config.preprocess.tokenizer if tokenizer is None else tokenizer, directory)
+    if has_tokenizer := tokenizer is not None:
+        save_tokenizer(tokenizer, directory)
     if format == "clip-jax":
         native.write_native(directory, config, params, dtype=dtype)
     elif format == "open_clip":
@@ -173,6 +180,20 @@ def _choose_format(format: Format, config: ClipConfig) -> tuple[Format, str]:
     if losses[format]:
         raise ValueError(f"{refusals[format]}: change the model, or save it with format='clip-jax'.")
     return format, model_type
+
+
+def _tokenizer_of(config: ClipConfig, format: Format) -> Path | None:
+    """Finds the files of a model's own tokenizer, as far as its format has a use for them."""
+    known = config.preprocess.tokenizer
+    if known is None or (config.text is None and config.decoder is None):
+        return None
+    if format == "open_clip" and known == open_clip.CLIP_TOKENIZER:
+        return None  # it is built in
+    try:
+        return locate_tokenizer(known, fetch=format != "clip-jax")
+    except (ValueError, FileNotFoundError) as error:
+        warnings.warn(f"the model is saved without its tokenizer, {known}: {error} Or give tokenizer=.", stacklevel=3)
+        return None
 
 
 class _Place(NamedTuple):
@@ -211,32 +232,25 @@ def _open(place: _Place, config: ClipConfig | None) -> Stored:
     if place.repo is not None:
         _download(place.repo, ["model*.safetensors"])
     if contents["model_type"] == native.MODEL_TYPE:
-        return native.open_native(place.directory, contents, config=config)
+        return native.open_native(place.directory, contents, repo=place.repo, config=config)
     return huggingface.open_huggingface(place.directory, contents, repo=place.repo, config=config)
 
 
 def _read_config_file(place: _Place) -> Mapping[str, Any]:
-    name = place.repo or place.directory
-    if not (place.directory / "config.json").is_file():
-        raise FileNotFoundError(f"a model needs config.json; {name} has none.")
-    contents = json.loads((place.directory / "config.json").read_text())
+    path = place.directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"a model needs config.json; {place.repo or place.directory} has none.")
+    contents = read_json(path)
     known = (native.MODEL_TYPE, *huggingface.KINDS)
     if contents.get("model_type") not in known:
         raise ValueError(
-            f"model_type must be one of {', '.join(known)}; {name}/config.json says {contents.get('model_type')!r}."
+            f"model_type must be one of {', '.join(known)}; {place.repo or place.directory}/config.json says "
+            f"{contents.get('model_type')!r}."
         )
     return contents
 
 
 def _download(repo: str, patterns: list[str]) -> Path:
-    import huggingface_hub  # costs a second, and local models have no use for it
-
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise FileNotFoundError(f"{repo} is neither a directory nor a repository's name (owner/name).")
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{repo} is not a local directory, and it could not be fetched as a Hugging Face repository "
-            f"({type(error).__name__}): check the name and the network, or give a directory."
-        ) from error
+    return download(repo, patterns)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_models.formats.model_card import write_model_card
+from clip_models.formats.tokenizer import read_tokenizer
 from clip_train import jax_export
 from clip_train.config_file import config_to_json
 from clip_train.log import read_jsonl
@@ -53,8 +54,7 @@ def complete_card(to: Path, format: str, model: RunModel, directory: str | Path,
         repo: by which programs call the model; by default the directory's name.
     """
     path, program = to / "README.md", jax_export.loader() if format == "jax" else _OPEN
-    tokenizer = model.config.preprocess.tokenizer
-    has_tokenizer = tokenizer is not None and Path(tokenizer).is_dir()
+    has_tokenizer = read_tokenizer(to).name is not None
     library = "jax" if format == "jax" else "clip-jax"
     write_model_card(to, model.config, program=program.rstrip(), library=library, has_tokenizer=has_tokenizer)
     use = jax_export.example_program(to) if format == "jax" else _USE[format]

@@ -29,7 +29,7 @@ def export_run(
         to: a new or empty directory.
         format: `clip-jax`, our own, holds any architecture; `huggingface` and `open_clip` are opened by PyTorch's
             libraries; `jax` is `clip-jax` with programs beside it that need jax and NumPy alone. All come with the
-            tokenizer's files where the run's tokenizer is a directory.
+            tokenizer's files; of a tokenizer on the Hub that is not in its cache, the first and the last have the name.
         weights: moving averages or not; by default what the run's evaluations take.
         repo: on the Hugging Face Hub, by which the card calls it; by default the directory.
 

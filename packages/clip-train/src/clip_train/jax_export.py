@@ -154,7 +154,7 @@ def write_programs(directory: Path, config: ClipConfig, params: Mapping[str, Any
             "inputs": [{"name": i, "shape": ["b", *shape], "dtype": kind} for i, (kind, shape) in inputs.items()],
             "output": {"shape": ["b", config.embed_dim], "dtype": "float32"},
         }
-    write_json(directory / PROGRAMS, about | _facts(config))
+    write_json(directory / PROGRAMS, about | _facts(directory, config))
 
 
 Inputs = dict[str, tuple[str, tuple[int, ...]]]
@@ -202,8 +202,8 @@ def _image_shape(config: ClipConfig) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _facts(config: ClipConfig) -> dict[str, Any]:
-    """How pictures and texts become inputs."""
+def _facts(directory: Path, config: ClipConfig) -> dict[str, Any]:
+    """How pictures and texts become inputs, of a model in a directory."""
     facts: dict[str, Any] = {}
     preprocess = config.preprocess
     if config.vision is not None:
@@ -221,9 +221,9 @@ def _facts(config: ClipConfig) -> dict[str, Any]:
             facts["image"] |= {"patch_size": config.vision.patch_size, "max_patches": preprocess.max_patches}
     if config.text is not None:
         tokenizer = Tokenizer.of(data_config(config))
-        known = preprocess.tokenizer
+        beside = directory / "tokenizer.json"
         facts["text"] = {
-            "tokenizer": "tokenizer.json" if known and Path(known).is_dir() else known,
+            "tokenizer": beside.name if beside.is_file() else preprocess.tokenizer,
             "text_length": preprocess.text_length,
             "pad_id": preprocess.pad_id if tokenizer is None else tokenizer.pad_id,
             "lower_case": preprocess.lower_case,

@@ -43,7 +43,7 @@ def differences(config: ClipConfig, read_back: ClipConfig | str) -> list[str]:
         lost.append(f"logit_bias_init = {config.logit_bias_init}")
     for part in ("", "vision", "text", "preprocess"):
         ours, theirs = (config, read_back) if not part else (getattr(config, part), getattr(read_back, part))
-        if ours is None:
+        if ours is None or (part == "preprocess" and config.vision is None):  # what is compared of it is of pictures
             continue
         lost += [
             f"{part}.{name} = {value!r}".removeprefix(".")

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clip_models.clip import init
 from clip_models.config import ClipConfig
 from clip_models.formats.source import Shape, Source, Sources
+from clip_models.formats.stored import replacing
 from clip_models.formats.tensor_file import DTYPES, TensorFiles
 from clip_models.params import Params, check_shapes, flatten, shapes, unflatten
 
@@ -45,9 +47,18 @@ def read_params(
         The parameters.
 
     Raises:
-        ValueError: naming every tensor that is missing, extra or misshapen.
+        ValueError: the format has no place for arrays that the config calls for; or naming every tensor that is
+            missing, extra or misshapen, or no floating-point numbers.
     """
     wanted = expected_shapes(config)
+    if sources.keys() != wanted.keys():
+        foreign, absent = sorted(wanted.keys() - sources.keys()), sorted(sources.keys() - wanted.keys())
+        raise ValueError(
+            f"the config must be one that the format of {where} can hold. "
+            + f"The format has no {', '.join(foreign)}. " * bool(foreign)
+            + f"The config has no {', '.join(absent)}, which the format always has. " * bool(absent)
+            + "Give the config of these weights, and change the model then (clip_models.surgery)."
+        )
     expected: dict[str, Shape] = {}
     for ours, source in sources.items():
         theirs = source.their_shape(wanted[ours])
@@ -56,6 +67,9 @@ def read_params(
             is_number = wanted[ours] == () and name in files and files[name].shape in ((), (1,))
             expected[name] = files[name].shape if is_number else theirs
     check_shapes(expected, files.shapes, source=where)
+    if counts := [name for name in expected if not jnp.issubdtype(files[name].dtype, jnp.floating)]:
+        listed = ", ".join(f"{name} {files[name].dtype}" for name in counts)
+        raise ValueError(f"parameters must be floating-point numbers; {where} has {listed}.")
     placements = place_all(shardings, wanted)
 
     def read(ours: str) -> jax.Array:
@@ -105,22 +119,17 @@ def write_params(
         header[name] = {"dtype": codes[kind], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + end)
-            for ours, source in sources.items():
-                array = np.asarray(jax.device_get(flat[ours]))
-                for layer, name in enumerate(source.names(array.shape)):
-                    kind = tensors[name][0]
-                    theirs = source.to_theirs(array[layer] if source.is_stacked else array).astype(kind)
-                    part = source.part[0] * theirs.nbytes if source.part is not None else 0
-                    file.seek(8 + len(text) + header[name]["data_offsets"][0] + part)
-                    file.write(np.ascontiguousarray(theirs).reshape(-1).view(np.uint8).data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+        for ours, source in sources.items():
+            array = np.asarray(jax.device_get(flat[ours]))
+            for layer, name in enumerate(source.names(array.shape)):
+                kind = tensors[name][0]
+                theirs = source.to_theirs(array[layer] if source.is_stacked else array).astype(kind)
+                part = source.part[0] * theirs.nbytes if source.part is not None else 0
+                file.seek(8 + len(text) + header[name]["data_offsets"][0] + part)
+                file.write(np.ascontiguousarray(theirs).reshape(-1).view(np.uint8).data)
 
 
 def check_params(config: ClipConfig, params: Mapping[str, Any]) -> None:

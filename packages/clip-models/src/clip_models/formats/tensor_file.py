@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +112,8 @@ def open_safetensors(paths: Iterable[Path]) -> TensorFiles:
         Their tensors.
 
     Raises:
-        ValueError: a file is cut short, is no safetensors file, or holds a dtype that weights do not have.
+        ValueError: a file is cut short, is no safetensors file, or holds a dtype that weights do not have, or a tensor
+            of more or fewer bytes than its shape needs.
     """
     places: dict[str, Place] = {}
     for path in paths:
@@ -125,15 +126,33 @@ def open_safetensors(paths: Iterable[Path]) -> TensorFiles:
                 header = json.loads(file.read(length))
             except ValueError as error:
                 raise ValueError(f"{path} must be a safetensors file; its header is not JSON.") from error
+        if not isinstance(header, dict):
+            raise ValueError(f"{path} must be a safetensors file; its header is no JSON object.")
         header.pop("__metadata__", None)
         for name, entry in header.items():
-            if entry["dtype"] not in DTYPES:
-                raise ValueError(f"{name} in {path} must be of {', '.join(DTYPES)}; got {entry['dtype']}.")
-            begin, end = (8 + length + offset for offset in entry["data_offsets"])
-            if end > size:
-                raise ValueError(f"{path} is cut short: {name} ends at byte {end}, the file at {size}.")
-            places[name] = Place(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), begin)
+            places[name] = _place(path, name, entry, 8 + length, size)
     return TensorFiles(places)
+
+
+def _place(path: Path, name: str, entry: Any, start: int, size: int) -> Place:
+    """Reads one entry of a safetensors header, whose offsets count from ``start`` in a file of ``size`` bytes."""
+    try:
+        code, shape, (begin, end) = entry["dtype"], tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be a safetensors file, whose header gives dtype, shape and data_offsets of each tensor; "
+            f"of {name} it gives {entry}."
+        ) from error
+    if code not in DTYPES:
+        raise ValueError(f"{name} in {path} must be of {', '.join(DTYPES)}; got {code}.")
+    needed = math.prod(shape) * DTYPES[code].itemsize
+    if end - begin != needed or min(begin, *shape, 0) < 0:
+        raise ValueError(
+            f"{name} in {path}, {code} {list(shape)}, must have {needed} bytes; its data_offsets are [{begin}, {end}]."
+        )
+    if start + end > size:
+        raise ValueError(f"{path} is cut short: {name} ends at byte {start + end}, the file at {size}.")
+    return Place(path, name, DTYPES[code], shape, start + begin)
 
 
 def open_npz(path: Path) -> TensorFiles:

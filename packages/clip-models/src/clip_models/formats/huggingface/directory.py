@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clip_models.config import ClipConfig
+import jax
+
+from clip_models.config import ClipConfig, PreprocessConfig
 from clip_models.formats.differences import differences
 from clip_models.formats.huggingface.config import read_config, write_config
 from clip_models.formats.huggingface.kinds import KINDS
 from clip_models.formats.huggingface.processor import read_processor, read_processor_files, write_processor
 from clip_models.formats.huggingface.weights import sources
 from clip_models.formats.params_io import write_params
-from clip_models.formats.stored import Stored, open_directory, write_json
+from clip_models.formats.stored import Stored, open_directory, translating, write_json
 from clip_models.formats.tensor_file import TensorFiles
-from clip_models.formats.tokenizer import find_tokenizer, needs_lower_case
+from clip_models.formats.tokenizer import TokenizerFiles, read_tokenizer
 
 # Indices of positions, in CLIP's first exports, and what stands for masked patches in pretraining: no part of a tower.
 _NO_WEIGHTS = (".position_ids", "embeddings.mask_token")
@@ -39,13 +42,16 @@ def read_directory_config(directory: Path, contents: Mapping[str, Any], *, repo:
     is_projected = kind.has_vision and kind.has_text and not is_classifier
     if kind.projected_class is not None:
         is_projected = any("projection" in name for name in open_directory(directory))
-    preprocess = read_processor(
-        kind.family,
-        read_processor_files(directory) if kind.has_vision else {},
-        tokenizer=find_tokenizer(directory, repo) if kind.has_text and not is_classifier else None,
-        lower_case=needs_lower_case(directory),
-    )
-    return read_config(contents, preprocess, has_text=not is_classifier, is_projected=is_projected)
+    preprocess = PreprocessConfig()
+    if kind.has_vision:
+        path, processor = read_processor_files(directory)
+        with translating(path):
+            preprocess = read_processor(kind.family, processor)
+    with translating(directory / "config.json"):
+        config = read_config(contents, preprocess, has_text=not is_classifier, is_projected=is_projected)
+    if config.text is None:
+        return config
+    return replace(config, preprocess=_with_texts(config, read_tokenizer(directory, repo)))
 
 
 def open_huggingface(
@@ -123,7 +129,9 @@ def write_huggingface(
         name = {"processor_class": kind.processor_class} if kind.processor_class else {}
         write_json(directory / "preprocessor_config.json", {**processor, **name})
         write_json(directory / "processor_config.json", {"image_processor": processor, **name})
-    write_json(directory / "config.json", {**write_config(model_type, config), "dtype": dtype or "float32"})
+    dtypes = {dtype} if dtype else {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    stored = {"dtype": dtypes.pop()} if len(dtypes) == 1 else {}
+    write_json(directory / "config.json", {**write_config(model_type, config), **stored})
 
 
 def example_program(model_type: str, config: ClipConfig) -> str:
@@ -132,9 +140,23 @@ def example_program(model_type: str, config: ClipConfig) -> str:
     processor = {True: "AutoProcessor", False: "AutoImageProcessor"}[config.text is not None]
     names = [model_class] + [processor] * (config.vision is not None)
     lines = [f"from transformers import {', '.join(sorted(names))}", ""]
-    lines += [f'model = {model_class}.from_pretrained("DIRECTORY")']
+    options = ", add_pooling_layer=False" if model_class == "ViTModel" else ""  # it would get random weights
+    lines += [f'model = {model_class}.from_pretrained("DIRECTORY"{options})']
     lines += [f'processor = {processor}.from_pretrained("DIRECTORY")'] * (config.vision is not None)
     return "\n".join(lines)
+
+
+def _with_texts(config: ClipConfig, tokenizer: TokenizerFiles) -> PreprocessConfig:
+    """What a model expects, with what its tokenizer's files say of texts."""
+    longest = config.preprocess.text_length
+    return replace(
+        config.preprocess,
+        tokenizer=tokenizer.name,
+        lower_case=tokenizer.lower_case,
+        text_length=min(longest, tokenizer.max_length or longest),
+        # where no token sees what follows it, padding is hidden anyway
+        mask_padding=tokenizer.gives_mask and config.text is not None and not config.text.causal,
+    )
 
 
 def _as_read_back(model_type: str, config: ClipConfig) -> ClipConfig | str:

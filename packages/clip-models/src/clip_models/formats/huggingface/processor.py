@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_models.config import ClipConfig, Interpolation, PreprocessConfig, ResizeMode
 from clip_models.formats.huggingface.kinds import KINDS
+from clip_models.formats.stored import read_json
 from clip_models.presets import OPENAI_MEAN, OPENAI_STD
 
 _HALVES = (0.5, 0.5, 0.5)
@@ -34,27 +34,24 @@ _DEFAULTS = {
 }
 
 
-def read_processor_files(directory: Path) -> dict[str, Any]:
-    """Returns the settings of a directory's image processor; none where it has no file of one."""
+def read_processor_files(directory: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Returns the file of a directory's image processor and its settings; none where it has no file of one."""
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if (directory / name).is_file():
-            contents = json.loads((directory / name).read_text())
-            contents = contents.get("image_processor", contents)
+        path = directory / name
+        if path.is_file():
+            contents = read_json(path)
+            contents = contents.get("image_processor") or contents
             if "image_processor_type" in contents or "image_mean" in contents or "size" in contents:
-                return contents
-    return {}
+                return path, contents
+    return directory / "preprocessor_config.json", {}
 
 
-def read_processor(
-    family: str, processor: Mapping[str, Any], *, tokenizer: str | None = None, lower_case: bool = False
-) -> PreprocessConfig:
+def read_processor(family: str, processor: Mapping[str, Any]) -> PreprocessConfig:
     """Translates the settings of an image processor.
 
     Args:
         family: of :class:`Kind`.
         processor: the settings; what they leave out is the family's default.
-        tokenizer: where it is.
-        lower_case: whether texts are lower-cased before it.
 
     Returns:
         What the model expects. ViT's and DINOv2's models, whose processors resize as they like, expect the size that
@@ -67,12 +64,17 @@ def read_processor(
     resample = processor.get("resample", default.resample)
     if resample not in _INTERPOLATIONS:
         raise ValueError(f"resample must be 2 (bilinear) or 3 (bicubic); got {resample}.")
+    if not processor.get("do_resize", True):
+        raise ValueError("do_resize must be true: a model expects pictures of one size, or so many patches.")
+    mean, std = processor.get("image_mean") or default.mean, processor.get("image_std") or default.std
+    if not processor.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    # theirs are of pixels from 0 to 255 after a factor, ours of pixels from 0 to 1
+    largest = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
     fields: dict[str, Any] = {
         "interpolation": _INTERPOLATIONS[resample],
-        "mean": tuple(processor.get("image_mean") or default.mean),
-        "std": tuple(processor.get("image_std") or default.std),
-        "tokenizer": tokenizer,
-        "lower_case": lower_case,
+        "mean": tuple(value / largest for value in mean),
+        "std": tuple(value / largest for value in std),
     }
     if family == "siglip2":
         return PreprocessConfig(**fields, resize_mode="naflex", max_patches=processor.get("max_num_patches", 256))
@@ -80,7 +82,13 @@ def read_processor(
     crops = processor.get("do_center_crop", default.resize_mode == "shortest")
     mode = default.resize_mode
     if isinstance(size, Mapping) and size:
+        if "shortest_edge" not in size and not {"height", "width"} <= size.keys():
+            raise ValueError(f"size must have height and width, or shortest_edge; got {size}.")
         mode = "shortest" if "shortest_edge" in size else "squash"
+    if mode == "shortest" and not crops:
+        raise ValueError(
+            "do_center_crop must be true where size is shortest_edge: a model expects pictures of one size."
+        )
     if family in ("vit", "dinov2"):
         return PreprocessConfig(**fields, resize_mode=mode)
     crop = (processor.get("crop_size") or {}) if crops else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from clip_models.config import (
     VisionPool,
 )
 from clip_models.formats.open_clip.timm import timm_fields, timm_name
+from clip_models.formats.tokenizer import is_repository
 from clip_models.presets import OPENAI_MEAN, OPENAI_STD
 
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -23,17 +25,19 @@ CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
 
 _IMAGE_POOLS: dict[str, VisionPool] = {"tok": "cls", "avg": "gap"}
 _TEXT_POOLS: dict[str, TextPool] = {"argmax": "argmax", "last": "last", "eos": "first_eos"}
-_UNSUPPORTED = {
-    "attentional_pool",
-    "block_type",
-    "embed_cls",
-    "hf_model_name",
-    "qk_norm",
-    "scale_attn",
-    "scale_attn_inner",
-    "scale_fc",
-    "scale_heads",
-    "scaled_cosine_attn",
+# The fields that are read, and those that say nothing of what a model computes. Any other must be off.
+_TOWER = {"width", "layers", "mlp_ratio", "ls_init_value", "pool_type", "act_kwargs", "norm_kwargs", "output_tokens"}
+_FIELDS = {
+    "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"}
+    | {"custom_text", "nonscalar_logit_scale", "output_dict", "cast_dtype"},
+    "vision_cfg": _TOWER
+    | {"head_width", "patch_size", "image_size", "patch_dropout", "no_ln_pre", "final_ln_after_pool", "pos_embed_type"}
+    | {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"}
+    | {"timm_drop", "timm_drop_path", "attn_pooler_queries", "attn_pooler_heads"},
+    "text_cfg": _TOWER
+    | {"heads", "context_length", "vocab_size", "eos_id", "no_causal_mask", "proj_bias", "proj_type", "pad_id"}
+    | {"final_ln_after_pool", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"}
+    | {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type"},
 }
 
 
@@ -52,8 +56,10 @@ def read_config(contents: Mapping[str, Any], *, tokenizer: str | None = None) ->
     """
     model = contents["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]
-    for name, tower in (("vision_cfg", vision), ("text_cfg", text)):
-        if found := sorted(option for option in _UNSUPPORTED if tower.get(option)):
+    for name, part in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text)):
+        if found := sorted(
+            f for f in part if f not in _FIELDS[name] and part[f] not in (None, False, 0, "", "default")
+        ):
             raise ValueError(f"{name} has options that are not known here: {', '.join(found)}.")
     quick_gelu = model.get("quick_gelu", False)
     image_tower = _read_vision(vision, quick_gelu)
@@ -121,8 +127,10 @@ def write_config(config: ClipConfig, *, has_tokenizer: bool = False) -> dict[str
     }
     if text.pool == "first_eos":
         text_cfg["eos_id"] = text.eos_token_id
-    if has_tokenizer or preprocess.tokenizer not in (None, CLIP_TOKENIZER):
-        text_cfg["hf_tokenizer_name"] = preprocess.tokenizer or "."
+    known = preprocess.tokenizer
+    if has_tokenizer or known not in (None, CLIP_TOKENIZER):
+        # Of a local directory the files beside are taken, whatever it says; of one on the Hub, what it says.
+        text_cfg["hf_tokenizer_name"] = known if known is not None and is_repository(known) else "."
         if preprocess.lower_case or preprocess.canonicalize:
             text_cfg["tokenizer_kwargs"] = {"clean": "canonicalize" if preprocess.canonicalize else "lower"}
     model: dict[str, Any] = {
@@ -230,13 +238,23 @@ def _read_preprocess(contents: Mapping[str, Any], text: Mapping[str, Any], token
         raise ValueError(f"interpolation must be bicubic or bilinear; got {interpolation!r}.")
     if mode == "longest" and contents.get("fill_color", 0):
         raise ValueError(f"fill_color must be 0, black; got {contents['fill_color']}.")
-    cleaning = (text.get("tokenizer_kwargs") or {}).get("clean")
+    options = text.get("tokenizer_kwargs") or {}
+    cleaning = options.get("clean")
+    ignored = [f"{name} = {value!r}" for name, value in options.items() if name != "clean" and value]
+    ignored += [f"tokenizer_mode = {text['tokenizer_mode']!r}"] if text.get("tokenizer_mode") else []
+    if ignored:
+        warnings.warn(
+            f"the tokenizer has options of open_clip's that are not known here, {', '.join(ignored)}: prepare texts "
+            "with open_clip's tokenizer.",
+            stacklevel=2,
+        )
+    named = text.get("hf_tokenizer_name") or CLIP_TOKENIZER
     return PreprocessConfig(
         resize_mode=mode,
         interpolation=interpolation,
         mean=tuple(contents.get("mean", OPENAI_MEAN)),
         std=tuple(contents.get("std", OPENAI_STD)),
-        tokenizer=tokenizer or text.get("hf_tokenizer_name") or CLIP_TOKENIZER,
+        tokenizer=tokenizer or (None if named == "." else named),  # what should be beside, and is not
         pad_id=None if text.get("hf_tokenizer_name") else 0,  # its built-in tokenizer of CLIP's
         lower_case=cleaning in ("lower", "canonicalize"),
         canonicalize=cleaning == "canonicalize",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from clip_models.formats.open_clip.config import read_config, write_config
 from clip_models.formats.open_clip.timm import timm_sources
 from clip_models.formats.params_io import write_params
 from clip_models.formats.source import Pairs, Source, Sources, torch_attention, torch_linear, torch_norm, torch_patches
-from clip_models.formats.stored import Stored, open_directory, write_json
+from clip_models.formats.stored import Stored, open_directory, read_json, translating, write_json
 from clip_models.formats.tensor_file import TensorFiles, open_safetensors
-from clip_models.formats.tokenizer import find_tokenizer
+from clip_models.formats.tokenizer import read_tokenizer
 
 CONFIG_NAME = "open_clip_config.json"
 EXAMPLE_PROGRAM = """\
@@ -30,9 +29,9 @@ _WEIGHTS_NAME = "open_clip_model"
 
 def read_directory_config(directory: Path, *, repo: str | None = None) -> ClipConfig:
     """Reads open_clip_config.json of a directory, which may be the copy of a repository."""
-    contents = json.loads((directory / CONFIG_NAME).read_text())
-    has_tokenizer = find_tokenizer(directory, None) is not None
-    return read_config(contents, tokenizer=(repo or str(directory)) if has_tokenizer else None)
+    contents, tokenizer = read_json(directory / CONFIG_NAME), read_tokenizer(directory, repo)
+    with translating(directory / CONFIG_NAME):
+        return read_config(contents, tokenizer=tokenizer.name)
 
 
 def open_open_clip(
