@@ -10,7 +10,7 @@ from typing import Any
 from clip_models.formats.model_card import write_model_card
 from clip_train import jax_export
 from clip_train.config_file import config_to_json
-from clip_train.log import read_jsonl
+from clip_train.jsonl import read_jsonl
 from clip_train.output import Output
 from clip_train.weights import RunModel
 
