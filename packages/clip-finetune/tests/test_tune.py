@@ -12,7 +12,7 @@ from clip_finetune.cli import main
 from clip_finetune.features import labelled_features
 from clip_finetune.pictures import Pictures
 from clip_models import load_pretrained
-from clip_train.log import read_jsonl
+from clip_train.jsonl import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

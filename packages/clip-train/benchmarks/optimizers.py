@@ -19,9 +19,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from clip_train.batches import GlobalBatches
 from clip_train.config import TrainConfig
 from clip_train.config_file import read_config
-from clip_train.run import global_batches, start
+from clip_train.run import start
 from clip_train.screen import make_console
 from clip_train.setup import Setup, prepare, resolve
 
@@ -54,7 +55,7 @@ def losses_of(kind: str, num_steps: int, overrides: list[str]) -> np.ndarray:
     with setup.pipeline as pipeline:
         state, _ = start(setup, NoCheckpoints(), pipeline, make_console())
         step, losses = setup.step(), []
-        for batch in itertools.islice(global_batches(pipeline, setup.mesh), setup.num_steps):
+        for batch in itertools.islice(GlobalBatches(pipeline, setup.mesh), setup.num_steps):
             state, metrics = step(state, batch)
             losses.append(metrics["loss"])
     return np.array(jax.device_get(losses))
@@ -65,7 +66,7 @@ def cost_of(kind: str, overrides: list[str], *, turns: int) -> tuple[float, floa
     runs = []
     for name in ("adamw", kind):
         setup = open_run(name, 10_000, overrides if name == kind else [])
-        batch = next(global_batches(setup.pipeline, setup.mesh))
+        batch = next(GlobalBatches(setup.pipeline, setup.mesh))
         state, _ = start(setup, NoCheckpoints(), setup.pipeline, make_console())
         step = setup.step()
         state, metrics = step(state, batch)

@@ -121,9 +121,10 @@ def ours(directory, num_steps, batch_size, rate):
 
     import jax
 
+    from clip_train.batches import GlobalBatches
     from clip_train.config import TrainConfig
     from clip_train.config_file import parse_config
-    from clip_train.run import global_batches, start
+    from clip_train.run import start
     from clip_train.screen import make_console
     from clip_train.setup import prepare, resolve
 
@@ -152,7 +153,7 @@ def ours(directory, num_steps, batch_size, rate):
     with setup.pipeline as pipeline:
         state, _ = start(setup, NoCheckpoints(), pipeline, make_console())
         step = setup.step()
-        for batch in itertools.islice(global_batches(pipeline, setup.mesh), num_steps):
+        for batch in itertools.islice(GlobalBatches(pipeline, setup.mesh), num_steps):
             seen.append(jax.device_get({name: batch[name] for name in ("image", "input_ids")}))
             state, metrics = step(state, batch)
             losses.append(metrics["loss"])

@@ -17,10 +17,10 @@ from pathlib import Path
 import jax
 
 from clip_models import init
+from clip_train.batches import GlobalBatches
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
 from clip_train.config_file import read_config
-from clip_train.run import global_batches
 from clip_train.setup import prepare, resolve
 from clip_train.state import create_state
 
@@ -41,7 +41,7 @@ def main():
         tempfile.TemporaryDirectory() as folder,
         Checkpoints(folder, keep=1) as checkpoints,
     ):
-        batch, cursor = next(global_batches(pipeline, setup.mesh)), pipeline.cursor()
+        batch, cursor = next(GlobalBatches(pipeline, setup.mesh)), pipeline.cursor()
         state, metrics = step(state, batch)
         checkpoints.save(1, state, cursor)
         checkpoints.wait()

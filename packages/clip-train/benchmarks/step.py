@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clip_train.batches import GlobalBatches
 from clip_train.config import TrainConfig
 from clip_train.config_file import read_config
 from clip_train.optimizers import make_optimizer
-from clip_train.run import global_batches, start
+from clip_train.run import start
 from clip_train.screen import make_console
 from clip_train.setup import prepare, resolve
 from clip_train.state import TrainState
@@ -79,7 +80,7 @@ def open_run(overrides):
     """A run on the digits, ready to start, with a state and a batch."""
     setup = prepare(*resolve(read_config(TrainConfig, DIGITS, overrides)))
     with setup.pipeline as pipeline:
-        batch = next(global_batches(pipeline, setup.mesh))
+        batch = next(GlobalBatches(pipeline, setup.mesh))
         return setup, start(setup, NoCheckpoints(), pipeline, make_console())[0], batch
 
 

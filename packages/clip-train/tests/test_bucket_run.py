@@ -19,7 +19,7 @@ from clip_train.bucket_steps import BucketSteps
 from clip_train.checkpoint import Checkpoints
 from clip_train.cli import main
 from clip_train.evaluate import EvaluationConfig, Prompts, dataset_type, read_prompts
-from clip_train.log import read_jsonl
+from clip_train.jsonl import read_jsonl
 from clip_train.room import Room
 from clip_train.state import abstract_state, create_state
 
@@ -50,7 +50,7 @@ def restore(directory, abstract):
         return restored.step, restored.torn, restored.cursor, np.asarray(restored.state.params["w"])
 
 
-def test_the_newest_steps_are_kept_and_the_newest_whole_one_is_read(bucket, abstract, tmp_path):
+def test_the_newest_steps_are_kept_and_the_newest_whole_one_is_read(bucket, abstract, tmp_path, monkeypatch):
     place = f"{bucket}/checkpoints"
     save(place, abstract, 10, 20, 30, 40)
     assert sorted({name.split("/")[0] for name in list_below(place)}) == ["20", "30", "40"]
@@ -67,7 +67,10 @@ def test_the_newest_steps_are_kept_and_the_newest_whole_one_is_read(bucket, abst
     step, torn, cursor, _ = restore(place, abstract)
     assert (step, torn, cursor) == (20, (30,), {"batch": 20})
     assert restore(place, abstract)[:2] == (20, ())  # put aside, and told once
-    save(place, abstract, 30)
+    sent = []
+    monkeypatch.setattr(Checkpoints, "_send", lambda *args, send=Checkpoints._send: (sent.append(args[2]), send(*args)))
+    save(place, abstract, 30, 30)  # the second time it is on its way
+    assert sent == [30]
     assert restore(place, abstract)[:2] == (30, ())
 
 

@@ -1,8 +1,13 @@
+import dataclasses
+import errno
 import functools
 import gc
+import json
+import re
 import resource
 import shutil
 import signal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +80,18 @@ def empty(checkpoint):
     (checkpoint / "progress" / "metadata").write_bytes(b"")
 
 
-@pytest.mark.parametrize("tear", [cut, flip, lose, empty])
+def move_on(checkpoint):
+    """Changes one digit of the position in the data."""
+    path = checkpoint / "progress" / "metadata"
+    progress = json.loads(path.read_text())
+    path.write_text(json.dumps({**progress, "cursor": {"batch": 3}}))
+
+
+def take_for_another(checkpoint):
+    shutil.copytree(checkpoint.parent / "1", checkpoint, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("tear", [cut, flip, lose, empty, move_on, take_for_another])
 def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(saved, abstract, tmp_path, tear):
     directory = shutil.copytree(saved, tmp_path / "checkpoints")
     tear(directory / "2")
@@ -90,6 +106,31 @@ def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(saved, abstract, t
         checkpoints.wait()
         assert checkpoints.restore(abstract).step == 2
     assert [path.name.split("-")[0] for path in (tmp_path / "torn").iterdir()] == ["2"]
+
+
+def test_what_cannot_be_read_now_is_not_put_aside(saved, abstract, tmp_path, monkeypatch):
+    directory = shutil.copytree(saved, tmp_path / "checkpoints")
+    with Checkpoints(directory) as checkpoints:
+        with monkeypatch.context() as patch:
+            error = OSError(errno.EIO, "Input/output error")
+            patch.setattr(checkpoints._manager, "restore", mock.Mock(side_effect=error))
+            with pytest.raises(
+                OSError, match=r"of step 2 in .* cannot be read now: .*Input/output error.* stays where"
+            ):
+                checkpoints.restore(abstract)
+        assert checkpoints.restore(abstract).step == 2
+
+
+def test_an_optimizers_state_of_another_shape_is_not_cut_to_fit(saved, abstract):
+    moments = abstract.opt_state[0]
+    shorter = jax.ShapeDtypeStruct((8,), moments.mu["b"].dtype, sharding=abstract.step.sharding)
+    changed = moments._replace(mu={**moments.mu, "b": shorter})
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        with pytest.raises(ValueError, match=r"mu\['b'\] has the shape \[1024\] there, \(8,\) here"):
+            checkpoints.restore(dataclasses.replace(abstract, opt_state=(changed, *abstract.opt_state[1:])))
+        assert checkpoints.restore(abstract, step=1).step == 1
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3 in .* there are those of steps 1, 2"):
+            checkpoints.restore(abstract, step=3)
 
 
 def test_a_finished_run_may_be_asked_for_more_steps_and_nothing_else(tmp_path):
@@ -117,24 +158,58 @@ def test_no_checkpoint_that_can_be_read_is_one_error(saved, abstract, tmp_path):
         checkpoints.restore(abstract)
 
 
-def test_a_write_that_fails_loses_nothing_that_was_saved(saved, abstract, tmp_path):
-    directory = shutil.copytree(saved, tmp_path / "checkpoints")
-    state = create_state(functools.partial(make, 3.0), optax.adam(1e-3), abstract)
-    checkpoints = Checkpoints(directory)
+@pytest.fixture
+def full_disk():
+    """Call it to have the disk full, as far as checkpoints are concerned, or not."""
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    try:
-        checkpoints.save(3, state, {"batch": 3})
-        with pytest.raises(OSError, match="of step 3 could not be written"):
-            checkpoints.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
+    yield lambda full: resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else limits[0], limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_write_that_fails_loses_nothing_and_leaves_nothing(saved, abstract, tmp_path, full_disk):
+    directory = shutil.copytree(saved, tmp_path / "checkpoints")
+    state = create_state(functools.partial(make, 3.0), optax.adam(1e-3), abstract)
+    told = []
+    checkpoints = Checkpoints(directory, keep=2, say=told.append)
+    full_disk(True)
+    for step in (3, 4):
+        checkpoints.save(step, state, {"batch": step})
+    with pytest.raises(OSError, match="of step 4 could not be written"):
+        checkpoints.wait()
+    full_disk(False)
+    assert [re.search(r"of step \d", text)[0] for text in told] == ["of step 3"]
+    assert names(directory) == ["1", "2"]
     assert checkpoints.restore(abstract).step == 2
-    checkpoints.save(4, state, {"batch": 4})
+    checkpoints.save(4, state, {"batch": 4})  # the one that failed
     checkpoints.wait()
+    assert names(directory) == ["2", "4"]
     assert isinstance(checkpoints.restore(abstract).state, TrainState)
     checkpoints.close()
-    with Checkpoints(directory) as again:
-        assert again.restore(abstract).step == 4
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next_that_writes(saved, abstract, tmp_path):
+    directory = shutil.copytree(saved, tmp_path / "checkpoints")
+    shutil.copytree(directory / "2", directory / "3.orbax-checkpoint-tmp")
+    with Checkpoints(directory, read_only=True) as checkpoints:  # while another may be writing it
+        assert checkpoints.restore(abstract).step == 2
+        assert names(directory) == ["1", "2", "3.orbax-checkpoint-tmp"]
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(3, checkpoints.restore(abstract).state, {"batch": 3})
+    assert names(directory) == ["1", "2", "3"]
+
+
+def test_a_step_that_is_on_its_way_is_not_written_again(abstract, tmp_path):
+    state = create_state(functools.partial(make, 3.0), optax.adam(1e-3), abstract)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        before = checkpoints._manager.save
+        checkpoints._manager.save = pytest.fail
+        checkpoints.save(1, state, {})
+        checkpoints._manager.save = before
+        assert names(tmp_path) == ["1"]

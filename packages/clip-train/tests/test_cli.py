@@ -13,7 +13,7 @@ import pytest
 
 from clip_train import load_run
 from clip_train.cli import main
-from clip_train.log import read_jsonl
+from clip_train.jsonl import read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,12 @@ from clip_train.gauges import Gauges, memory
 
 
 def test_speed_is_per_device_and_a_share_of_the_published_peak():
-    skipped = {}
-    read = Gauges(num_devices=8, flops_per_image=2e9, peak_flops=8e12, skipped=lambda: skipped)
+    read = Gauges(num_devices=8, flops_per_image=2e9, peak_flops=8e12)
     assert {**read(1000.0), "memory/host": 0} == {
         "images_per_second_per_device": 125.0,
         "mfu": pytest.approx(0.25),
         "memory/host": 0,
     }
-    skipped["bad_image"] = 3
-    assert read(1000.0)["skipped/bad_image"] == 3
     assert "mfu" not in Gauges(num_devices=8)(1000.0)
 
 

@@ -13,12 +13,12 @@ from clip_data import Pipeline, SourceConfig
 from clip_data.tfrecord import write_examples
 from clip_models import ClipConfig, PreprocessConfig, VisionConfig, preprocess_images
 from clip_sharding import MeshConfig, make_mesh
+from clip_train.batches import GlobalBatches
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, read_config
 from clip_train.evaluate import Encoders, evaluate
 from clip_train.inputs import data_config, image_arrays, image_inputs, pictures_of
 from clip_train.objective import clip_objective
-from clip_train.run import global_batches
 from clip_train.setup import prepare, resolve
 from clip_train.state import TrainState
 from clip_train.step import make_step
@@ -92,7 +92,7 @@ def test_a_model_of_patches_trains_and_is_evaluated(wide):
     state = TrainState(step=np.int32(0), params=params, opt_state=tx.init(params))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     with setup.pipeline as pipeline:
-        for _, batch in zip(range(2), global_batches(pipeline, mesh), strict=False):
+        for _, batch in zip(range(2), GlobalBatches(pipeline, mesh), strict=False):
             state, metrics = step(state, batch)
             assert np.isfinite(float(metrics["loss"]))
             assert float(metrics["grad_norm"]) > 0

@@ -18,9 +18,10 @@ from clip_sharding import MeshConfig, batch_readers, make_mesh, shardings, start
 from clip_train import cli, processes
 from clip_train.checkpoint import Checkpoints
 from clip_train.config_file import ConfigError, located
-from clip_train.loop import Event, Stop, fit
+from clip_train.loop import Event, fit
 from clip_train.state import abstract_state, create_state
 from clip_train.step import make_step
+from clip_train.stop import Stop
 
 WIDTH, ROWS = 8, 16
 

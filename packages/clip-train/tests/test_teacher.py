@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from clip_data.tfrecord import write_examples
+from clip_train.batches import GlobalBatches
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, read_config
-from clip_train.run import global_batches
 from clip_train.setup import prepare, resolve
 
 EMBEDS = np.random.default_rng(0).normal(size=(2, 16, 5)).astype(np.float32)
@@ -40,7 +40,7 @@ def test_embeddings_of_the_records_teach(taught):
     setup = prepare(*resolve(read_config(TrainConfig, taught, ["loss.distillation.scale=20"])))
     keys = {}
     with setup.pipeline as pipeline:
-        batches = global_batches(pipeline, setup.mesh, teacher=setup.teacher(), remember=keys.__setitem__)
+        batches = GlobalBatches(pipeline, setup.mesh, teacher=setup.teacher(), remember=keys.__setitem__)
         batch = next(batches)
     rows = [int(key) for key in keys[1]]
     image, text = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in EMBEDS[:, rows])

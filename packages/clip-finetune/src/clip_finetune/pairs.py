@@ -20,7 +20,7 @@ from clip_train.config import TrainConfig
 from clip_train.config_file import config_to_json, located
 from clip_train.evaluate import Encoders, Result, evaluate
 from clip_train.inputs import both_towers
-from clip_train.log import read_jsonl
+from clip_train.jsonl import read_jsonl
 from clip_train.optimizers import ParametersConfig
 from clip_train.output import Output, write_json
 from clip_train.run import run

@@ -22,9 +22,11 @@ from clip_finetune.samples import Reader, Samples
 from clip_models import constrain_activations, logical_axes
 from clip_sharding import BATCH_AXES, MeshConfig, constraint, make_mesh, shardings, strategy, to_global
 from clip_train import Checkpoints, TrainState, fit, make_optimizer, make_step
+from clip_train.batches import Cursors
 from clip_train.config_file import located
-from clip_train.log import Jsonl, MetricsLog, Row
-from clip_train.loop import Event, Stop
+from clip_train.jsonl import Jsonl, Row
+from clip_train.log import MetricsLog
+from clip_train.loop import Event
 from clip_train.optimizers import (
     AdamWConfig,
     ParameterOptions,
@@ -33,6 +35,7 @@ from clip_train.optimizers import (
     to_steps,
 )
 from clip_train.state import abstract_state, state_from_params
+from clip_train.stop import Stop
 
 _LEARNING_RATES = {"probe": 1e-3, "attention": 1e-3, "lora": 1e-3, "full": 3e-5, "wise-ft": 3e-5}
 _LAYER_DECAY = 0.75
@@ -166,7 +169,7 @@ def tune(
             with located("train"):
                 reader.seek(restored.cursor["samples"])
             epochs += [Epoch(**epoch) for epoch in restored.cursor["epochs"]]
-        last = _LastLoss()
+        cursors, last = Cursors(reader.cursor), _LastLoss()
         log = MetricsLog(
             [Jsonl(directory / "metrics.jsonl", first_step=first_step), last],
             global_batch_size=batch_size,
@@ -187,7 +190,7 @@ def tune(
 
         def save(done: int, state: TrainState) -> None:
             log.flush()
-            cursor = {"samples": reader.cursor(), "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
+            cursor = {"samples": cursors.at(done), "epochs": [dataclasses.asdict(epoch) for epoch in epochs]}
             checkpoints.save(done, state, cursor)
 
         minutes = config.checkpoint.every_minutes
@@ -199,7 +202,7 @@ def tune(
             state, done = fit(
                 state,
                 step,
-                _batches(reader, mesh),
+                _batches(reader, mesh, first_step, cursors),
                 num_steps=num_steps,
                 first_step=first_step,
                 log=log,
@@ -226,6 +229,9 @@ class _LastLoss:
         """Take a row."""
         self.value = row.get("loss", self.value)
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -245,6 +251,7 @@ def _optimizer(optimizer: AdamWConfig, tower: str, mode: Mode) -> AdamWConfig:
     )
 
 
-def _batches(reader: Reader, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    for rows in reader:
+def _batches(reader: Reader, mesh: Mesh, first_step: int, cursors: Cursors) -> Iterator[dict[str, jax.Array]]:
+    for step, rows in enumerate(reader, start=first_step + 1):
+        cursors.note(step)
         yield to_global({**rows.arrays, "target": rows.targets}, mesh)

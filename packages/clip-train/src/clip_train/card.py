@@ -11,7 +11,7 @@ from clip_models.formats.model_card import write_model_card
 from clip_models.formats.tokenizer import read_tokenizer
 from clip_train import jax_export
 from clip_train.config_file import config_to_json
-from clip_train.log import read_jsonl
+from clip_train.jsonl import read_jsonl
 from clip_train.output import Output
 from clip_train.weights import RunModel
 

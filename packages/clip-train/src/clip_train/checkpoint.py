@@ -17,10 +17,11 @@ import jax
 import numpy as np
 
 from clip_data.buckets import REMOTE
-from clip_models.fingerprint import fingerprints
 from clip_sharding import exchange
 from clip_train.bucket_steps import BucketSteps
+from clip_train.causes import unreadable
 from clip_train.room import Room
+from clip_train.seal import check_seal, seal
 from clip_train.state import TrainState, merge, select
 
 
@@ -76,16 +77,25 @@ class Checkpoints:
         directory: a local path, `gs://` or `s3://`.
         keep: how many of the newest stay.
         say: told of a checkpoint that could not be written, when the next is due; without it that is an error.
+        read_only: only read what there is, while another process may write. Otherwise what a start that was cut off
+            left half written is removed.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 3,
+        say: Callable[[str], None] | None = None,
+        read_only: bool = False,
+    ) -> None:
         import orbax.checkpoint as ocp
 
         # Orbax reports each save, and each failure several times; the run itself says what matters.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._args = ocp.args
-        self._say = say
+        self._say, self._read_only = say, read_only
         self._under_way: int | None = None
         self._place, self._keep = str(directory), keep
         self._bucket: BucketSteps | None = None
@@ -108,7 +118,13 @@ class Checkpoints:
 
         self._manager = ocp.CheckpointManager(
             local,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, multiprocessing_options=primary),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else keep,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                multiprocessing_options=primary,
+            ),
             item_handlers={
                 "params": arrays(),
                 "opt_state": arrays(),
@@ -140,30 +156,24 @@ class Checkpoints:
         Raises:
             OSError: the one before, or this one, could not be written.
         """
-        if step in self._all_steps():
-            return
         try:
             self.wait()
         except OSError as error:
             if self._say is None:
                 raise
             self._say(f"{error} Training goes on; the next one is due as configured.")
-        progress = {
-            "step": step,
-            "cursor": cursor,
-            "params": fingerprints(state.params),
-            "opt_state": fingerprints(state.opt_state),
-            **({} if state.ema is None else {"ema": fingerprints(state.ema)}),
-        }
+        if step in self._all_steps():
+            return
         items = self._args.Composite(
             params=self._args.StandardSave(state.params),
             opt_state=self._args.StandardSave(state.opt_state),
             **({} if state.ema is None else {"ema": self._args.StandardSave(state.ema)}),
-            progress=self._args.JsonSave(progress),
+            progress=self._args.JsonSave(seal(step, cursor, state)),
         )
         self._under_way = step
         with self._explained():
-            self._manager.save(step, args=items)
+            if step not in self._manager.all_steps():  # as after an upload that failed
+                self._manager.save(step, args=items, force=True)
         if self._bucket is not None:
             self._sent = self._background.submit(self._send, self._bucket, step, before)
 
@@ -176,27 +186,31 @@ class Checkpoints:
         self._in_bucket.add(step)
         bucket.prune(self._keep)
 
-    def restore(self, abstract: TrainState) -> Restored:
-        """The newest checkpoint that can be read, each array in its sharding.
+    def restore(self, abstract: TrainState, *, step: int | None = None) -> Restored:
+        """The newest checkpoint that is whole, each array in its sharding.
 
         Newer ones, which a fault of the disk has torn, are moved to `torn/` beside the directory, or count no longer in
         a bucket: the run will come by their steps again.
 
         Args:
             abstract: shapes, dtypes and shardings, from `abstract_state`.
+            step: this one and no other.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: none can be read.
+            ValueError: none is whole and fits.
+            OSError: it cannot be read, for a reason that says nothing of it; nothing is moved.
         """
         items = self._args.Composite(
             params=self._args.StandardRestore(abstract.params),
-            opt_state=self._args.StandardRestore(abstract.opt_state),
+            # On other devices another number of blocks fills up; the seal makes sure that nothing else differs.
+            opt_state=self._args.StandardRestore(abstract.opt_state, strict=False),
             **({} if abstract.ema is None else {"ema": self._args.StandardRestore(abstract.ema)}),
             progress=self._args.JsonRestore(),
         )
-        step, restored, torn = self._newest(items)
-        self._put_aside(torn, step)
+        step, restored, torn = self._newest(items, step)
+        if not self._read_only:
+            self._put_aside(torn, step)
         count = np.asarray(step, abstract.step.dtype)
         placed = jax.make_array_from_callback((), abstract.step.sharding, lambda _: count)
         state = TrainState(
@@ -213,7 +227,8 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            ValueError: none can be read.
+            ValueError: none is whole and fits.
+            OSError: it cannot be read, for a reason that says nothing of it.
         """
         items = self._args.Composite(
             params=self._args.StandardRestore(abstract),
@@ -223,23 +238,35 @@ class Checkpoints:
         step, restored, _ = self._newest(items)
         return step, restored["params"] if averaged is None else merge(restored["ema"], restored["params"])
 
-    def _newest(self, items: Any) -> tuple[int, Any, tuple[int, ...]]:
-        """The newest step that all processes can read, what it holds, and the newer steps."""
+    def _newest(self, items: Any, wanted: int | None = None) -> tuple[int, Any, tuple[int, ...]]:
+        """The newest step that all processes can read, or the wanted one, what it holds, and the newer ones."""
         first_error: Exception | None = None
         torn: list[int] = []
         for step in sorted(self._all_steps(), reverse=True):
+            if wanted not in (None, step):
+                continue
             restored, fault = None, self._fetch(step)
             if all(exchange(fault is None)):
                 restored, fault = self._read(step, items)
                 if all(exchange(fault is None)):
                     return step, restored, tuple(torn)
+            if any(exchange(fault is not None and unreadable(fault))):
+                raise OSError(
+                    f"the checkpoint of step {step} in {self._place} cannot be read now: {_first_line(fault)}. It may "
+                    "be whole, and stays where it is. Start again once it can be read, or move it away to use the one "
+                    "before"
+                ) from fault
             first_error = first_error or fault
             torn.append(step)
         if not torn:
-            raise FileNotFoundError(f"no checkpoint in {self._place}")
-        message = str(first_error).strip().split("\n")[0]
+            there = ", ".join(map(str, sorted(self._all_steps())))
+            which = f" of step {wanted}" if wanted is not None else ""
+            raise FileNotFoundError(
+                f"no checkpoint{which} in {self._place}" + (f"; there are those of steps {there}" if there else "")
+            )
         raise ValueError(
-            f"no checkpoint in {self._place} fits this run and can be read; of step {torn[0]}: {message}"
+            f"no checkpoint in {self._place} fits this run and can be read; of step {torn[0]}: "
+            f"{_first_line(first_error)}"
         ) from first_error
 
     def _fetch(self, step: int) -> ValueError | None:
@@ -265,7 +292,7 @@ class Checkpoints:
         """What a step holds, or why it is torn."""
         try:
             restored = self._manager.restore(step, args=items)
-            _check(restored)
+            check_seal(step, restored)
         except Exception as error:  # a torn file may make its reader say anything
             return None, error
         return restored, None
@@ -315,26 +342,33 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Make of whatever a failed write says one kind of error."""
+        """Make of whatever a failed write says, in any of the processes, one error in all, and forget the step."""
+        fault: Exception | None = None
         try:
             yield
         except Exception as error:  # of several libraries and file systems
-            step, self._under_way = self._under_way, None
-            message = str(error).strip().split("\n")[0]
-            raise OSError(
-                f"The checkpoint of step {step} could not be written to {self._place}: {message}. "
-                "Those before it are whole."
-            ) from error
+            fault = error
+        faults = exchange(None if fault is None else _first_line(fault))
+        if not any(faults):
+            return
+        step, self._under_way = self._under_way, None
+        if self._bucket is None:
+            self._forget(step)
+        raise OSError(
+            f"The checkpoint of step {step} could not be written to {self._place}: {next(filter(None, faults))}. "
+            "Those before it are whole."
+        ) from fault
+
+    def _forget(self, step: int | None) -> None:
+        """Have what is on disk be all that is known: no half of a step, and each one that was to be removed for it."""
+        if jax.process_index() == 0:
+            for left in Path(self._manager.directory).glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        self._manager.reload()
 
 
-def _check(restored: Any) -> None:
-    """Refuse arrays that are not those that were saved."""
-    for name, wanted in restored["progress"].items():
-        if name in ("params", "opt_state", "ema") and restored.get(name) is not None:
-            for (path, _), was, now in zip(
-                jax.tree_util.tree_leaves_with_path(restored[name]), wanted, fingerprints(restored[name]), strict=True
-            ):
-                if was != now:
-                    raise ValueError(
-                        f"{name}{jax.tree_util.keystr(path)} is not what was saved: its bytes have changed"
-                    )
+def _first_line(error: BaseException | None) -> str:
+    """What an error says first, or what the one says that it was made of."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -156,6 +156,21 @@ class TrainDataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BranchConfig:
+    """A run that begins where another one was: its parameters, optimizer, schedule and position in the data.
+
+    What differs in this run's config counts from there on, such as a lower learning rate, or a cooldown.
+
+    Attributes:
+        run: the other's directory: a local path, `gs://` or `s3://`.
+        step: of the checkpoint; by default the newest.
+    """
+
+    run: str
+    step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole run.
 
@@ -170,6 +185,7 @@ class TrainConfig:
         optimizer: which, and its numbers.
         schedule: of the learning rate.
         ema: whether moving averages of the parameters are kept.
+        branch: another run's checkpoint to begin at.
         evaluation: what is measured on held-out data.
         mesh: how many devices each mesh axis spans; by default what `sharding` needs.
         sharding: `replicated`, `fsdp`, `tensor`, `fsdp+tensor`, or `auto`: replicated while parameters and optimizer
@@ -196,6 +212,7 @@ class TrainConfig:
     optimizer: Optimizer = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig | None = None
+    branch: BranchConfig | None = None
     evaluation: tuple[EvaluationConfig, ...] = ()
     mesh: MeshConfig | None = None
     sharding: Sharding = "auto"

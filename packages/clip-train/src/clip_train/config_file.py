@@ -27,7 +27,7 @@ from clip_data.buckets import REMOTE, read_object
 T = TypeVar("T")
 
 # Fields that hold a path whatever they look like, and fields that hold either a path or a name known elsewhere.
-_PATHS = frozenset({"output_dir", "shards", "uids"})
+_PATHS = frozenset({"output_dir", "shards", "uids", "run"})
 _PATHS_OR_NAMES = frozenset({"model", "pretrained", "tokenizer", "classnames", "templates"})
 _FAULTS = (ValueError, OSError, ImportError, DataError)
 _STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*')

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from clip_train.log import Row
+from clip_train.jsonl import Row
 
 _MOST_POINTS = 300
 # What a first step, which holds the compilation, would flatten.

@@ -41,7 +41,7 @@ def evaluate_run(config: TrainConfig, *, to: Path | None = None) -> int:
             raise ConfigError(f"output_dir: {output.address} holds no checkpoint; train first: clip-train run CONFIG")
         setup = prepare(config, origin)
     setup.pipeline.close()
-    with located("output_dir"), Checkpoints(output.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+    with located("output_dir"), Checkpoints(output.checkpoints, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
     show_facts(console, "clip-train eval", [("run", output.address), ("step", f"{step} of {setup.num_steps}")])
     encoders = Encoders(setup.model, setup.mesh)

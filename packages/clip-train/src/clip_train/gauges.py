@@ -1,11 +1,9 @@
-"""What a machine tells beside a step's metrics: speed per device, use of its peak, memory, skipped samples."""
+"""What a machine tells beside a step's metrics: speed per device, use of its peak, memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -21,7 +19,6 @@ class Gauges:
         num_devices: of the run, in all processes.
         flops_per_image: of the model and its loss, forward and backward.
         peak_flops: of all devices together, in a second; None: it is not published, and there is no MFU.
-        skipped: gives the samples that this process did not use, by reason.
     """
 
     def __init__(
@@ -30,9 +27,8 @@ class Gauges:
         num_devices: int,
         flops_per_image: float = 0.0,
         peak_flops: float | None = None,
-        skipped: Callable[[], Mapping[Any, int]] = dict,
     ) -> None:
-        self._num_devices, self._skipped = num_devices, skipped
+        self._num_devices = num_devices
         self._mfu_per_rate = flops_per_image / peak_flops if peak_flops else None
 
     def __call__(self, images_per_second: float) -> dict[str, float]:
@@ -42,15 +38,14 @@ class Gauges:
             images_per_second: of all devices, in the mean of the last steps.
 
         Returns:
-            `images_per_second_per_device`; `mfu`, where the chip's peak is published; bytes of `memory/host`, under
-            Linux, and `memory/device` and `memory/device_peak`, where the devices tell, of the fullest device of this
-            process; and `skipped/REASON`, for the reasons there were.
+            `images_per_second_per_device`; `mfu`, where the chip's peak is published; and bytes of `memory/host`, under
+            Linux, and of `memory/device` and `memory/device_peak`, where the devices tell, of the fullest device of
+            this process.
         """
         read = {"images_per_second_per_device": images_per_second / self._num_devices}
         if self._mfu_per_rate is not None:
             read["mfu"] = images_per_second * self._mfu_per_rate
-        read |= memory()
-        return read | {f"skipped/{reason}": count for reason, count in self._skipped().items()}
+        return read | memory()
 
 
 def memory() -> dict[str, int]:

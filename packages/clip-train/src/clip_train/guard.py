@@ -17,11 +17,11 @@ _SETTLED = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What is done about a loss or a gradient that is not finite, and about a loss that jumps.
+    """What is done about a loss, a gradient or an update that is not finite, and about a loss that jumps.
 
     Attributes:
         not_finite: `stop` the run, or `skip` the update and go on with the next batch. Parameters and optimizer never
-            see such a gradient.
+            see such numbers.
         spike: the same for a jump; or `warn` of it and make the update; or `ignore` it.
         spike_factor: a loss above this multiple of its running mean of about 100 steps is a jump.
     """
@@ -57,7 +57,7 @@ class GuardState(NamedTuple):
 
 
 def guard(tx: optax.GradientTransformation, config: GuardConfig) -> optax.GradientTransformationExtraArgs:
-    """Wrap an optimizer: a bad step leaves parameters and state as they are.
+    """Wrap an optimizer: a bad step leaves parameters and state as they are, but for the schedule, which goes on.
 
     Args:
         tx: the optimizer.
@@ -76,7 +76,9 @@ def guard(tx: optax.GradientTransformation, config: GuardConfig) -> optax.Gradie
         updates: Any, state: Any, params: Any = None, *, value: jax.Array, **extra: Any
     ) -> tuple[Any, GuardState]:
         new_updates, inner = tx.update(updates, state.inner, params, value=value, **extra)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
+        finite = jnp.isfinite(value)
+        for tree in (updates, new_updates):
+            finite &= jnp.isfinite(optax.tree.norm(tree))
         jumps = (state.num_steps >= _SETTLED) & (value > config.spike_factor * state.mean_loss)
         if config.spike == "ignore":
             jumps = jnp.zeros((), bool)
@@ -86,7 +88,7 @@ def guard(tx: optax.GradientTransformation, config: GuardConfig) -> optax.Gradie
         # The first losses weigh alike: the mean is right from the start.
         rate = 1 - jnp.minimum(_DECAY, state.num_steps / (state.num_steps + 1))
         guarded = GuardState(
-            inner=_choose(made, inner, state.inner),
+            inner=_choose_state(made, inner, state.inner),
             mean_loss=jnp.where(usual, state.mean_loss + rate * (value - state.mean_loss), state.mean_loss),
             num_steps=state.num_steps + usual,
             verdict=verdict,
@@ -98,3 +100,13 @@ def guard(tx: optax.GradientTransformation, config: GuardConfig) -> optax.Gradie
 
 def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _choose_state(condition: jax.Array, new: Any, old: Any) -> Any:
+    """The same of an optimizer's states; the count of a schedule is that of the run's steps, and goes on with them."""
+    return jax.tree.map(
+        lambda a, b: a if isinstance(a, optax.ScaleByScheduleState) else jnp.where(condition, a, b),
+        new,
+        old,
+        is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState),
+    )

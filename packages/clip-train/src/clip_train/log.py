@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
-import math
-import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 
+from clip_train.jsonl import Row
 from clip_train.optimizers.schedule import Length, check_length
-
-Row = dict[str, Any]
 
 _RATE_OVER = 10
 
@@ -47,6 +43,9 @@ class Sink(Protocol):
     def write(self, row: Row) -> None:
         """Take the metrics of one step, or more of them for the step that came last."""
 
+    def flush(self) -> None:
+        """Have what was written outlive this process and, where it is on a disk, its machine."""
+
     def close(self) -> None:
         """Let go of files and connections."""
 
@@ -70,6 +69,7 @@ class MetricsLog:
         global_batch_size: samples in a step.
         first_step: updates already made.
         gauges: gives what else belongs to a row, from its `images_per_second`.
+        skipped: gives the samples that were not used so far, by reason, for `skipped/REASON`.
         lag: steps that may be under way on the device while the host goes on.
     """
 
@@ -80,12 +80,13 @@ class MetricsLog:
         global_batch_size: int,
         first_step: int = 0,
         gauges: Callable[[float], Mapping[str, float]] = lambda _: {},
+        skipped: Callable[[], Mapping[str, int]] = dict,
         lag: int = 2,
     ) -> None:
         self._sinks = sinks
         self._step = first_step
         self._global_batch_size = global_batch_size
-        self._gauges = gauges
+        self._gauges, self._skipped = gauges, skipped
         self._lag = lag
         self._pending: collections.deque[_Pending] = collections.deque()
         self._last_end = 0.0
@@ -103,6 +104,8 @@ class MetricsLog:
         """
         self._step = step
         row: Row = {"step": step, "samples": step * self._global_batch_size, "data_seconds": data_seconds}
+        # Now, and not when the row is written: later batches may have come by then, or not.
+        row |= {f"skipped/{reason}": count for reason, count in self._skipped().items()}
         self._pending.append(_Pending(row, metrics, started))
         while len(self._pending) > self._lag:
             self._write(self._pending.popleft())
@@ -121,15 +124,20 @@ class MetricsLog:
             self._read(pending)
 
     def flush(self) -> None:
-        """Write all rows."""
-        while self._pending:
-            self._write(self._pending.popleft())
+        """Write all rows, for good: a crash after it finds them."""
+        self._write_all()
+        for sink in self._sinks:
+            sink.flush()
 
     def close(self) -> None:
         """Write all rows and close the sinks."""
-        self.flush()
+        self._write_all()
         for sink in self._sinks:
             sink.close()
+
+    def _write_all(self) -> None:
+        while self._pending:
+            self._write(self._pending.popleft())
 
     def _read(self, pending: _Pending) -> None:
         if pending.metrics is None:
@@ -155,62 +163,6 @@ class MetricsLog:
             sink.write(pending.row)
 
 
-class Jsonl:
-    """`metrics.jsonl`: one JSON object per step, each step once.
-
-    Args:
-        path: the file; rows after `first_step` that an earlier run left are dropped.
-        first_step: updates already made.
-    """
-
-    def __init__(self, path: Path, *, first_step: int) -> None:
-        kept = [row for row in read_jsonl(path) if row["step"] <= first_step]
-        self._last = kept[-1] if kept else {}
-        beside = path.with_suffix(".jsonl.new")
-        beside.write_text("".join(to_line(row) for row in kept))
-        beside.replace(path)
-        self._file: IO[bytes] = path.open("r+b", buffering=0)
-        self._file.seek(0, os.SEEK_END)
-        self._last_at = self._file.tell() - (len(to_line(self._last)) if kept else 0)
-
-    def write(self, row: Row) -> None:
-        """Append one line, or write the last one again with what is added to it."""
-        if row["step"] == self._last.get("step"):
-            row = {**self._last, **row}
-            self._file.seek(self._last_at)
-            self._file.truncate()
-        self._last, self._last_at = row, self._file.tell()
-        self._file.write(to_line(row).encode())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def to_line(row: Row) -> str:
-    """A row as one line of JSON, in which what is not finite is null: JSON has no other word for it."""
-    known = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
-    return json.dumps(known, allow_nan=False) + "\n"
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """The rows of a `metrics.jsonl`, null as NaN; a last line cut short by a crash is left out; no file is no rows."""
-    return list(iterate_jsonl(path))
-
-
-def iterate_jsonl(path: Path) -> Iterator[Row]:
-    """As `read_jsonl`, one row at a time."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                row = json.loads(line)
-                yield {name: math.nan if value is None else value for name, value in row.items()}
-
-
 class TensorBoard:
     """Event files that TensorBoard reads.
 
@@ -222,13 +174,18 @@ class TensorBoard:
     def __init__(self, directory: Path, *, first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1 if first_step else None)
+        # Of a start that was cut off before its first checkpoint, what was measured before the first step is void too.
+        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1 if first_step else 0)
 
     def write(self, row: Row) -> None:
         """Write every number of the row under its name."""
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        """Have the values in the event file."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""
@@ -265,6 +222,9 @@ class Wandb:
         """Send the row, unless an earlier start of the run sent it, or one after it."""
         if row["step"] >= self._run.step:
             self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+    def flush(self) -> None:
+        """Nothing to do: another process, which outlives this one, has them."""
 
     def close(self) -> None:
         """End the run."""

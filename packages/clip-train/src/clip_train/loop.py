@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +14,7 @@ import jax
 from clip_train.agreement import Agreement
 from clip_train.state import TrainState
 from clip_train.step import Step
+from clip_train.stop import Interrupted, Stop
 
 
 class Log(Protocol):
@@ -26,38 +27,12 @@ class Log(Protocol):
         """Wait for the steps under way: what follows is no training."""
 
 
-class Stop:
-    """Whether somebody asked the run to stop: as a context manager it catches Ctrl-C and SIGTERM.
-
-    The first signal sets `signal`: the run ends after the step under way, and saves. A second one interrupts at once.
-    Of several processes one that is asked is enough: `fit` ends all after the same step, and sets `signal` in all.
-    """
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Stop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-
-
 @dataclasses.dataclass(frozen=True)
 class Event:
     """Something done in the course of a run.
 
     Attributes:
-        action: called with the number of updates made and the state.
+        action: called with the number of updates made and the state; it may raise `Interrupted`.
         every_steps: at each multiple of this many updates.
         every_seconds: at the first update after this much time since the last; of several processes, by the first
             clock that says so, and a few updates later.
@@ -90,7 +65,8 @@ def fit(
         log: told of each update; without one, nothing waits for the device.
         first_step: updates that `state` has seen.
         events: run in this order after the updates at which they are due.
-        stop: looked at after each update; of several processes a few updates later, which all agree on.
+        stop: looked at after each update; of several processes a few updates later, which all agree on. In one
+            process the wait for a batch is broken off for it.
 
     Returns:
         The last state and the number of updates it has seen: fewer than `num_steps` if stopped.
@@ -101,7 +77,11 @@ def fit(
     done = first_step
     while done < num_steps:
         started = time.perf_counter()
-        batch = next(batches)
+        try:
+            with stop.breaks_off() if stop else contextlib.nullcontext():
+                batch = next(batches)
+        except Interrupted:
+            break
         data_seconds = time.perf_counter() - started
         state, metrics = step(state, batch)
         done += 1
@@ -112,17 +92,21 @@ def fit(
             now = time.monotonic()
             asked, *votes = agreement.cast([_number(stop), *(_is_due(events[i], now - last_run[i]) for i in timed)])
             due = {i for i, vote in zip(timed, votes, strict=True) if vote}
-        for i, event in enumerate(events):
-            by_steps = event.every_steps is not None and done % event.every_steps == 0
-            if by_steps or i in due:
-                if log is not None:
-                    log.settle()
-                event.action(done, state)
-                last_run[i] = time.monotonic()
-                if agreement is not None and i in timed:
-                    agreement.forget()
         if stop and asked:
             stop.signal = signal.Signals(asked)
+        try:
+            for i, event in enumerate(events):
+                by_steps = event.every_steps is not None and done % event.every_steps == 0
+                if by_steps or i in due:
+                    if log is not None:
+                        log.settle()
+                    event.action(done, state)
+                    last_run[i] = time.monotonic()
+                    if agreement is not None and i in timed:
+                        agreement.forget()
+        except Interrupted:
+            break
+        if asked:
             break
     if log is not None:
         log.settle()

@@ -10,20 +10,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
 from clip_data.buckets import REMOTE, delete_object, list_below, read_object, write_object
-from clip_sharding import exchange
+from clip_train import lease
+from clip_train.config_changes import differences, in_words
 from clip_train.config_file import ConfigError
-from clip_train.processes import AgreedError, is_first
+from clip_train.processes import is_first
 from clip_train.room import Room
 
-# What may differ between two starts of one run: it changes nothing that the run has computed.
-_HARMLESS = frozenset({"output_dir", "log", "checkpoint", "evaluation", "guard", "train_samples", "data.num_threads"})
 # Files in folders that a run that is continued reads.
 _CONTINUED = frozenset({"wandb/run_id"})
 _PACKAGES = ("clip-losses", "clip-models", "clip-sharding", "clip-data", "clip-train", "jax", "jaxlib", "flax", "optax")
@@ -110,7 +109,12 @@ class Output:
     @property
     def checkpoints(self) -> str:
         """Where checkpoints go."""
-        return f"{self.address}/checkpoints"
+        return self.checkpoints_of(self.address)
+
+    @staticmethod
+    def checkpoints_of(address: str) -> str:
+        """Where those of any run are."""
+        return f"{address.rstrip('/')}/checkpoints"
 
     def has_checkpoints(self) -> bool:
         """Whether there is a place for them already."""
@@ -118,15 +122,39 @@ class Output:
             return bool(list_below(self.checkpoints))
         return Path(self.checkpoints).is_dir()
 
+    def has_steps(self) -> bool:
+        """Whether steps were saved, or results written: something that another start must not overwrite."""
+        if self.results.exists():
+            return True
+        if self.in_bucket:
+            return bool(list_below(self.checkpoints))
+        return any(
+            entry.name.isdigit()
+            for folder in (Path(self.checkpoints), self.root / "torn")
+            for entry in (folder.iterdir() if folder.is_dir() else ())
+        )
+
     def name(self, path: Path) -> str:
         """What a file of the run is called where the run is."""
         return f"{self.address}/{path.relative_to(self.root)}"
 
-    def claim(self, config: dict[str, Any]) -> bool:
+    def before(self) -> dict[str, Any] | None:
+        """The resolved config of the run that is here; `None`: there is none."""
+        return json.loads(self.config.read_text()) if self.config.exists() else None
+
+    def claim(
+        self,
+        config: dict[str, Any],
+        *,
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+        is_free: bool = False,
+    ) -> bool:
         """Make sure that the directory is empty or this run's.
 
         Args:
             config: the resolved config.
+            complete: fills in the fields that a config of an earlier version lacks.
+            is_free: whether it may be another run's that has come to nothing.
 
         Returns:
             Whether the directory holds this run already.
@@ -137,27 +165,27 @@ class Output:
         if not self.in_bucket and self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"output_dir: {self.root} is a file; give a directory")
         # A file that ends so was never finished: a first start was cut off while writing it.
-        if all(name.endswith(".new") for name in self._names()):
+        if all(name.endswith(".new") or name == lease.NAME for name in self._names()):
             return False
-        if not self.config.exists():
+        before = self.before()
+        if before is None:
             raise ConfigError(
                 f"output_dir: {self.address} is not empty and holds no run of ours; "
                 "give an empty or new directory: --set output_dir=DIR"
             )
-        before = json.loads(self.config.read_text())
-        if changes := differences(before, config):
+        if is_free:
+            return True
+        if changes := differences(complete(before), config):
             raise ConfigError(
-                f"output_dir: {self.address} holds another run; its config differs:\n"
-                + "\n".join(f"  {path}: {old} there, {new} here" for path, old, new in changes)
-                + "\nGive another directory (--set output_dir=DIR), or undo the change to continue that run"
+                f"output_dir: {self.address} holds another run; its config differs:\n{in_words(changes)}\n"
+                "Give another directory (--set output_dir=DIR), or undo the change to continue that run"
             )
         return True
 
     def is_finished(self, config: dict[str, Any]) -> bool:
         """Whether the run is done with all that this config, the resolved one, asks for: it may ask for more steps."""
-        if not self.results.exists():
-            return False
-        return json.loads(self.config.read_text())["train_samples"] == config["train_samples"]
+        before = self.before()
+        return self.results.exists() and before is not None and before["train_samples"] == config["train_samples"]
 
     def check_shared(self) -> None:
         """Make sure that this process sees what the first one wrote.
@@ -171,13 +199,25 @@ class Output:
                 "system; what the first process wrote there is not here"
             )
 
+    def begin(self, config: dict[str, Any]) -> None:
+        """Have a config here, this one if there is none, and of a run in a bucket what it goes on from."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if self.in_bucket:
+            self._fetch(
+                name
+                for name in list_below(self.address)
+                if name in _CONTINUED or ("/" not in name and name != lease.NAME)
+            )
+        if not self.config.exists():
+            write_json(self.config, config)
+            self.publish()
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved config and the environment; what was finished before is no longer."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.results.unlink(missing_ok=True)
         if self.in_bucket:
             delete_object(self.name(self.results))
-            self._fetch(name for name in list_below(self.address) if "/" not in name or name in _CONTINUED)
         write_json(self.config, config)
         write_json(self.environment, environment())
         self.publish()
@@ -230,43 +270,6 @@ class Output:
             self._sent[name] = (path.stat().st_mtime_ns, path.stat().st_size)
 
 
-def check_alike(config: dict[str, Any]) -> None:
-    """Make sure that all processes were started with the same config.
-
-    Args:
-        config: the resolved config.
-
-    Raises:
-        AgreedError: naming the first process whose config differs, and where.
-    """
-    first, *others = exchange(config)
-    for process, other in enumerate(others, start=1):
-        if changes := differences(first, other, harmless=()):
-            raise AgreedError(
-                f"all processes of a run are given the same config; that of process {process} differs:\n"
-                + "\n".join(f"  {path}: {theirs}, and {ours} in process 0" for path, ours, theirs in changes)
-            )
-
-
-def differences(
-    before: dict[str, Any], after: dict[str, Any], harmless: Collection[str] = _HARMLESS
-) -> list[tuple[str, str, str]]:
-    """What differs between two configs: `(path, before, after)`.
-
-    Args:
-        before: a resolved config.
-        after: another.
-        harmless: the fields that may; by default those that change nothing of what the run computes.
-    """
-    flat_before, flat_after = _flatten(before), _flatten(after)
-    changed = [path for path in flat_before | flat_after if flat_before.get(path) != flat_after.get(path)]
-    return [
-        (path, json.dumps(flat_before.get(path)), json.dumps(flat_after.get(path)))
-        for path in changed
-        if not any(path == field or path.startswith(field + ".") for field in harmless)
-    ]
-
-
 def environment() -> dict[str, Any]:
     """Versions, devices and git revision of this process."""
     device = jax.devices()[0]
@@ -287,7 +290,10 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, tree: Any) -> None:
     """Write a file whole or not at all."""
     beside = path.with_suffix(path.suffix + ".new")
-    beside.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
 
 
@@ -298,16 +304,3 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
-
-
-def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        items = tree.items()
-    elif isinstance(tree, list):
-        items = enumerate(tree)
-    else:
-        return {path: tree}
-    flat: dict[str, Any] = {}
-    for name, value in items:
-        flat |= _flatten(value, f"{path}.{name}" if path else str(name))
-    return flat

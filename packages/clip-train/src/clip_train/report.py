@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from clip_data.buckets import REMOTE, read_object
+from clip_train.config_changes import differences
 from clip_train.config_file import ConfigError, located
 from clip_train.curves import Curve, read_curves
 from clip_train.evaluate import Example, Result
-from clip_train.log import iterate_jsonl
-from clip_train.output import differences, write_json
+from clip_train.jsonl import iterate_jsonl
+from clip_train.output import write_json
 from clip_train.page import confusion_table, write_template
 from clip_train.thumbnail import data_url
 

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from rich.console import Console
 
-from clip_data import Batch, Pipeline
+from clip_data import Pipeline
 from clip_models import init
-from clip_sharding import exchange, gather_items, to_global
+from clip_sharding import exchange
+from clip_train.batches import GlobalBatches
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
-from clip_train.config_file import ConfigError, config_to_json, located
+from clip_train.config_changes import check_alike, in_words, rounding_changes
+from clip_train.config_file import ConfigError, config_to_json, located, parse_config
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
 from clip_train.faults import explained_faults, explained_writes
-from clip_train.gauges import Gauges, peak_flops
-from clip_train.inputs import image_arrays, stored_arrays, text_config
-from clip_train.log import Jsonl, MetricsLog, Sink, TensorBoard, Wandb, read_jsonl
-from clip_train.loop import Event, Stop, fit
-from clip_train.output import Output, check_alike, write_json
+from clip_train.jsonl import Jsonl, iterate_jsonl
+from clip_train.lease import InUseError, Lease
+from clip_train.log import MetricsLog
+from clip_train.loop import Event, fit
+from clip_train.output import Output, write_json
 from clip_train.processes import is_first, together
 from clip_train.report import SHOWN, read_run, write_report, write_shown
-from clip_train.screen import Progressing, duration, make_console, show_facts, warn
+from clip_train.screen import Say, duration, make_console, say_of_this_process, show_facts, warn
 from clip_train.setup import Setup, prepare, resolve
+from clip_train.sinks import count_skipped, make_gauges, make_sinks, make_watch, skipped_here
+from clip_train.stall import watched
 from clip_train.state import TrainState, create_state, state_from_params
+from clip_train.stop import Interrupted, Stop
 from clip_train.summary import describe, result_to_json, show_metrics, show_placements
-from clip_train.teacher import TaughtBatches
 from clip_train.trace import Steps, Trace
-from clip_train.watch import Watch, absurd_first_loss, chance_loss, watched
 
 
 def run(
@@ -66,7 +67,7 @@ def run(
             output = Output(config.output_dir)
     with output:
         with together(), located("output_dir"):
-            finished = is_first() and output.claim(resolved) and output.is_finished(resolved)
+            finished = is_first() and claim(output, resolved) and output.is_finished(resolved)
         check_alike(resolved)
         if exchange(finished)[0]:
             console.print(
@@ -114,18 +115,27 @@ def train(
     """
     config = setup.config
     started = time.monotonic()
-    with together(), located("output_dir"):
-        if is_first():
-            output.write_config(resolved)
-    with together(), located("output_dir"):
-        output.check_shared()
+    say, say_here = functools.partial(warn, console), say_of_this_process(console)
     with explained_writes(), contextlib.ExitStack() as resources:
-        pipeline = resources.enter_context(setup.pipeline)
-        say = functools.partial(warn, console)
-        resources.enter_context(published(output, say))
+        pipeline, lease = resources.enter_context(setup.pipeline), None
+        with together(), located("output_dir"):
+            if is_first():
+                lease = resources.enter_context(Lease(output.address, say))
+                output.begin(resolved)
+        before = exchange(output.before())[0]
+        with together(), located("output_dir"):
+            output.check_shared()
+        resources.enter_context(published(output, lease, say))
         checkpoints = resources.enter_context(Checkpoints(output.checkpoints, keep=config.checkpoint.keep, say=say))
-        state, first_step = start(setup, checkpoints, pipeline, console)
-        watch = make_watch(setup, output, console)
+        check_length(setup, checkpoints)
+        with explained_faults("state"):
+            state, first_step = start(setup, checkpoints, pipeline, console)
+        if first_step:
+            tell_changes(before, resolved, setup, say)
+        with together(), located("output_dir"):
+            if is_first():
+                output.write_config(resolved)
+        watch = make_watch(setup, output, console, first_step)
         with together():
             sinks = make_sinks(setup, output, console, first_step, resolved)
         log = MetricsLog(
@@ -133,31 +143,42 @@ def train(
             global_batch_size=config.global_batch_size,
             first_step=first_step,
             gauges=make_gauges(setup),
+            skipped=functools.partial(skipped_here, setup),
         )
         resources.callback(log.close)
-        encoders = Encoders(setup.model, setup.mesh)
+        encoders, stop = Encoders(setup.model, setup.mesh), Stop()
 
         def measure(evaluation: EvaluationConfig, params: Any) -> Result:
-            with located(f"evaluation {evaluation.name}"):
-                result = evaluate(evaluation, encoders, params, setup.data, setup.tokenizer)
+            at = f"evaluation {evaluation.name}"
+            with located(at), explained_faults("evaluation", at=at), stop.breaks_off():
+                result = evaluate(
+                    evaluation,
+                    encoders,
+                    params,
+                    setup.data,
+                    setup.tokenizer,
+                    through=lambda batches: watched(stop.between(batches), say_here, share=None),
+                )
             log.add({f"{evaluation.name}/{name}": value for name, value in result.metrics.items()})
             return result
 
-        def save(step: int, state: TrainState) -> None:
-            # A crash after the checkpoint must find the rows of all its steps.
-            log.flush()
-            checkpoints.save(step, state, pipeline.cursor(), before=output.changes())
-
-        if first_step == 0:
-            for evaluation in config.evaluation:
-                if evaluation.every:
-                    measure(evaluation, setup.evaluated(state))
+        for evaluation in undone(setup, first_step, next((sink for sink in sinks if isinstance(sink, Jsonl)), None)):
+            measure(evaluation, setup.evaluated(state))
         step = setup.step()
         if profile is not None:
             step = resources.enter_context(Trace(output.profile, profile, first_step=first_step)).of(step)
-        batches = global_batches(
+        batches = GlobalBatches(
             pipeline, setup.mesh, teacher=setup.teacher(), first_step=first_step, remember=watch.remember
         )
+
+        def save(step: int, state: TrainState) -> None:
+            if lease is not None:
+                with located("output_dir"):
+                    lease.check()
+            # A crash after the checkpoint must find the rows of all its steps.
+            log.flush()
+            checkpoints.save(step, state, batches.cursor(step), before=output.changes())
+
         events = [
             Event(_unless_last(setup, measure, e), every_steps=setup.steps(e.every))
             for e in config.evaluation
@@ -167,27 +188,35 @@ def train(
         events.append(
             Event(save, every_steps=config.checkpoint.every_steps, every_seconds=60 * minutes if minutes else None)
         )
-        with Stop() as stop, explained_faults():
+        resources.enter_context(stop)
+        with explained_faults():
             state, done = fit(
                 state,
                 step,
-                watched(batches, say),
+                watched(batches, say_here),
                 num_steps=setup.num_steps,
                 first_step=first_step,
                 log=log,
                 events=events,
                 stop=stop,
             )
+        saving = time.monotonic()
         with explained_faults(), located("output_dir"):
-            save(done, state)
+            if done > first_step:
+                save(done, state)
             checkpoints.wait()
-        if stop.signal is not None and done < setup.num_steps:
+        saving = time.monotonic() - saving
+        results: list[Result] = []
+        if done == setup.num_steps:
+            with contextlib.suppress(Interrupted):
+                results += [measure(evaluation, setup.evaluated(state)) for evaluation in config.evaluation]
+        if stop.signal is not None and (done < setup.num_steps or len(results) < len(config.evaluation)):
             log.close()
+            how = f"saved in {saving:.1f} s" if done > first_step else "nothing was left to save"
             console.print(
-                f"\nStopped by {stop.signal.name} after step {done}, and saved. The same command continues from there."
+                f"\nStopped by {stop.signal.name} after step {done}; {how}. The same command continues from there."
             )
             return 128 + stop.signal
-        results = [measure(evaluation, setup.evaluated(state)) for evaluation in config.evaluation]
 
     skipped = count_skipped(setup)
     if is_first():
@@ -200,8 +229,57 @@ def train(
     return 0
 
 
+def claim(output: Output, resolved: dict[str, Any]) -> bool:
+    """Make sure that the run's directory is empty or this run's; another's of which nothing was saved is none.
+
+    Returns:
+        Whether it is this run's already.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+
+    def complete(config: dict[str, Any]) -> dict[str, Any]:
+        return config_to_json(parse_config(TrainConfig, config))
+
+    return output.claim(resolved, complete=complete, is_free=not output.has_steps())
+
+
+def check_length(setup: Setup, checkpoints: Checkpoints) -> None:
+    """Refuse a run that is to be shorter than it is.
+
+    Raises:
+        ConfigError: it has made more steps than the config asks for.
+    """
+    made = checkpoints.latest_step() or 0
+    if made > setup.num_steps:
+        raise ConfigError(
+            f"train_samples: {setup.config.train_samples} are {setup.num_steps} steps, and this run has made {made}: "
+            f"give at least {made * setup.config.global_batch_size}, or another output_dir"
+        )
+
+
+def tell_changes(before: dict[str, Any], resolved: dict[str, Any], setup: Setup, say: Say) -> None:
+    """Say what of a config that has changed since the last start changes the run that continues."""
+    if changes := rounding_changes(before, resolved):
+        say(
+            "this is computed in another way from here on:\n"
+            f"{in_words(changes, 'before', 'now')}\n"
+            "Sums are rounded otherwise, and dropout and augmentation draw other numbers."
+        )
+    was, now, schedule = before["train_samples"], resolved["train_samples"], setup.config.schedule
+    lengths = (schedule.warmup, schedule.offset, schedule.timescale, schedule.cooldown)
+    spans = schedule.decay in ("cosine", "linear", "exponential") or any("%" in str(length) for length in lengths)
+    if was != now and (spans or schedule.cooldown):
+        say(
+            f"train_samples was {was} and is {now}: from here on the learning rate is that of a run of "
+            f"{setup.num_steps} steps, over which decay, cooldown and lengths in % go."
+        )
+
+
 def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: Console) -> tuple[TrainState, int]:
     """The state to begin with: the newest checkpoint's, or a first one; the pipeline is moved to match."""
+    branch = setup.config.branch
     if checkpoints.latest_step() is not None:
         with located("output_dir"):
             restored = checkpoints.restore(setup.abstract)
@@ -212,6 +290,13 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
             warn(console, f"The checkpoint of step {torn} is torn: it cannot be read, and was put aside.")
         console.print(f"Continuing from the checkpoint of step {restored.step}.")
         return restored.state, restored.step
+    if branch is not None:
+        with located("branch"), Checkpoints(Output.checkpoints_of(branch.run), read_only=True) as theirs:
+            check_length(setup, theirs)
+            restored = theirs.restore(setup.abstract, step=branch.step)
+            pipeline.seek(restored.cursor)
+        console.print(f"Beginning at the checkpoint of step {restored.step} of {branch.run}.")
+        return restored.state, restored.step
     if setup.origin.load is not None:
         placements = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract.params)
         return state_from_params(setup.origin.load(placements), setup.tx, setup.abstract), 0
@@ -219,113 +304,40 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
     return create_state(make, setup.tx, setup.abstract), 0
 
 
-def global_batches(
-    pipeline: Pipeline,
-    mesh: Mesh,
-    *,
-    teacher: TaughtBatches | None = None,
-    first_step: int = 0,
-    remember: Callable[[int, Sequence[str]], None] | None = None,
-) -> Iterator[dict[str, jax.Array]]:
-    """What the step reads of each batch, on the mesh, with a teacher's embeddings where there is one.
+def undone(setup: Setup, first_step: int, metrics: Jsonl | None) -> list[EvaluationConfig]:
+    """The evaluations that are due before the next step: at the start of the run, or where it was stopped in them.
 
     Args:
-        pipeline: at the position of `first_step`.
-        mesh: the devices.
-        teacher: to learn from.
+        setup: of the run.
         first_step: updates already made.
-        remember: told of each step and the keys of its batch.
+        metrics: in the first process, the file that says which were made.
     """
-    for step, batch in enumerate(pipeline, start=first_step + 1):
-        if remember is not None:
-            remember(step, batch.key)
-        arrays = to_global(step_inputs(batch), mesh)
-        yield arrays if teacher is None else teacher(arrays)
-
-
-def step_inputs(batch: Batch) -> dict[str, Any]:
-    """What objective and teacher read: the pictures' arrays, `input_ids` and `attention_mask` int32, stored vectors."""
-    texts = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    return {**image_arrays(batch), **texts, **stored_arrays(batch)}
-
-
-def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, resolved: dict[str, Any]) -> list[Sink]:
-    """The places that the config sends metrics to; of several processes the first sends them."""
-    if not is_first():
-        return []
-    log = setup.config.log
-    # `metrics.jsonl` feeds the report: it is written whatever the config says.
-    sinks: list[Sink] = [Jsonl(output.metrics, first_step=first_step)]
-    try:
-        if "tensorboard" in log.to:
-            sinks.append(TensorBoard(output.root / "tensorboard", first_step=first_step))
-        if "wandb" in log.to:
-            sinks.append(Wandb(output.root, name=output.title, project=log.project, config=resolved))
-    except ImportError as error:
-        raise ConfigError(
-            f"log.to: {error.name} is not installed; install clip-train[tensorboard] or clip-train[wandb]"
-        ) from error
-    if "console" in log.to:
-        line_every = setup.steps(log.every)
-        sinks.append(Progressing(console, num_steps=setup.num_steps, first_step=first_step, line_every=line_every))
-    return sinks
-
-
-def make_gauges(setup: Setup) -> Gauges:
-    """What is read of the machine beside the metrics."""
-    peak = peak_flops(setup.mesh.devices.flat[0].device_kind, setup.mesh.size)
-    return Gauges(
-        num_devices=setup.mesh.size,
-        flops_per_image=setup.model_flops() / setup.config.global_batch_size if peak else 0.0,
-        peak_flops=peak,
-        skipped=lambda: {**setup.pipeline.faults, **setup.pipeline.skipped},
-    )
-
-
-def make_watch(setup: Setup, output: Output, console: Console) -> Watch:
-    """What looks at the metrics for what somebody should hear."""
-    config, model = setup.config, setup.model
-    chance = chance_loss(
-        config.loss.kind,
-        batch_size=config.global_batch_size,
-        vocab_size=text_config(model).vocab_size,
-        bias=model.logit_bias_init or 0.0,
-    )
-    is_plain = config.loss.distillation is None and config.loss.caption_weight == 0
-    return Watch(
-        config.guard,
-        output.root / "bad_steps.jsonl",
-        first_loss=functools.partial(
-            absurd_first_loss,
-            chance=chance * config.loss.contrastive_weight,
-            pretrained=setup.origin.load is not None and not config.model.reinitialize,
-        )
-        if is_plain
-        else lambda _: None,
-        say=functools.partial(warn, console),
-        gather=functools.partial(gather_items, mesh=setup.mesh),
-    )
+    made = {} if metrics is None or metrics.was_cut_off else metrics.last
+    found: list[int] = []
+    for i, evaluation in enumerate(setup.config.evaluation):
+        if first_step == 0:
+            # A probe is trained each time: it is measured before the run only where it is measured along it.
+            is_due = evaluation.every is not None or evaluation.task != "linear_probe"
+        else:
+            is_due = evaluation.every is not None and first_step % setup.steps(evaluation.every) == 0
+            is_due = is_due and first_step < setup.num_steps
+        is_made = made.get("step") == first_step and any(name.startswith(f"{evaluation.name}/") for name in made)
+        found += [i] if is_due and not is_made else []
+    return [setup.config.evaluation[i] for i in exchange(found)[0]]
 
 
 @contextlib.contextmanager
-def published(output: Output, say: Callable[[str], None]) -> Iterator[None]:
-    """At the end, whatever ends it, send what the run wrote to its bucket, if it is in one."""
+def published(output: Output, lease: Lease | None, say: Say) -> Iterator[None]:
+    """At the end, whatever ends it, send what the run wrote to its bucket, if it is in one and still this start's."""
     try:
         yield
     finally:
         try:
+            if lease is not None:
+                lease.check()
             output.publish()
-        except OSError as error:
+        except (OSError, InUseError) as error:
             say(f"{error}. The next start writes it again.")
-
-
-def count_skipped(setup: Setup) -> dict[str, int]:
-    """The samples of all processes that were not used, by reason."""
-    mine = [*setup.pipeline.faults.items(), *setup.pipeline.skipped.items()]
-    counts: collections.Counter[str] = collections.Counter()
-    for reason, count in gather_items(mine, setup.mesh):
-        counts[reason] += count
-    return dict(counts)
 
 
 def finish(
@@ -338,8 +350,10 @@ def finish(
     seconds: float,
 ) -> None:
     """Write the report, then `results.json`, whose presence says that the run is finished."""
-    rows = [row for row in read_jsonl(output.metrics) if "loss" in row]
-    trained = sum(row["seconds"] for row in rows)
+    trained, final_loss = 0.0, float("nan")
+    for row in iterate_jsonl(output.metrics):
+        if "loss" in row:
+            trained, final_loss = trained + row["seconds"], row["loss"]
     facts = [*facts, ("training time", duration(trained))]
     write_shown(output.root / SHOWN, facts, results)
     write_report(output.report, [read_run(output.root, output.title)])
@@ -348,7 +362,7 @@ def finish(
         {
             "steps": setup.num_steps,
             "samples": setup.num_steps * setup.config.global_batch_size,
-            "final_loss": rows[-1]["loss"],
+            "final_loss": final_loss,
             "seconds_training": trained,
             "seconds_last_start": seconds,
             "skipped_samples": skipped,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from clip_train.log import Row
-from clip_train.processes import is_first
+from clip_train.jsonl import Row
+from clip_train.processes import is_first, several
+
+Say = Callable[[str], None]
 
 
 def make_console() -> Console:
@@ -23,6 +28,15 @@ def make_console() -> Console:
 def warn(console: Console, message: str) -> None:
     """Print a warning."""
     console.print(f"[yellow]Warning:[/yellow] {escape(message)}")
+
+
+def say_of_this_process(console: Console) -> Say:
+    """Prints warnings of what concerns this process, whichever it is; of several each names itself."""
+    if not several():
+        return functools.partial(warn, console)
+    who = f"process {jax.process_index()} of {jax.process_count()}, on {socket.gethostname()}"
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    return lambda message: warn(errors, f"{who}: {message}")
 
 
 def show_facts(console: Console, title: str, facts: Sequence[tuple[str, str]]) -> None:
@@ -96,6 +110,9 @@ class Progressing:
             self._progress.update(self._task, completed=row["step"], description=text)
         elif row["step"] % self._line_every == 0 or row["step"] == self._num_steps or self._rows_seen == 1:
             self._console.print(f"step {row['step']}/{self._num_steps}  {text}")
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
 
     def close(self) -> None:
         """End the bar."""

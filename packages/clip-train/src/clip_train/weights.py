@@ -223,7 +223,7 @@ def _read_run(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     averaged = ParameterOptions(run.optimizer, logical_axes(config)).trainable(shapes) if taken == "ema" else None
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params(abstract, averaged=averaged)
     return RunModel(config=config, params=params, step=step, weights=taken, evaluated=evaluated, run=run)
 

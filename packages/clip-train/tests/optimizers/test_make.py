@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -82,13 +83,20 @@ def updates_of(config, grads=None):
     return update(params, jax.tree.map(np.zeros_like, params) if grads is None else grads), params
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_learns_divided_over_devices_and_continues_exactly_where_it_was_saved(kind, tmp_path):
+def divided(kind, **sizes):
+    """The optimizer, the shapes of its state and its compiled step, on so many devices."""
     config, rate = KINDS[kind]
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
     tx = make_optimizer(config, rate, axes=AXES, mesh=mesh)
     placed = shardings(strategy("fsdp"), mesh, AXES, jax.eval_shape(init))
     abstract = abstract_state(init, tx, placed, mesh, block_axes=getattr(config, "shard_over", ()))
+    step = make_step(loss_fn, tx, abstract=abstract)
+    return tx, abstract, step.lower(abstract, batch_of(0)).compile(compiler_options=FAST_TO_COMPILE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_learns_divided_over_devices_and_continues_exactly_where_it_was_saved(kind, tmp_path):
+    tx, abstract, step = divided(kind, data=2, fsdp=2)
     state = create_state(lambda: jax.tree.map(jnp.asarray, init()), tx, abstract)
     kernel = state.params["vision"]["blocks"]["kernel"]
     assert not kernel.sharding.is_fully_replicated
@@ -98,8 +106,6 @@ def test_each_learns_divided_over_devices_and_continues_exactly_where_it_was_sav
     )
     if kind == "shampoo":
         assert all(array.addressable_shards[0].data.size * 4 == array.size for array in blocks_of(state.opt_state))
-    step = make_step(loss_fn, tx, abstract=abstract)
-    step = step.lower(state, batch_of(0)).compile(compiler_options=FAST_TO_COMPILE)
     losses = []
     with Checkpoints(tmp_path) as checkpoints:
         for i in range(60):
@@ -114,6 +120,17 @@ def test_each_learns_divided_over_devices_and_continues_exactly_where_it_was_sav
         again, _ = step(again, batch_of(i))
     for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+    # And, but for rounding, on another number of devices, from which it comes back.
+    for first, sizes in ((50, {"data": 2, "fsdp": 4}), (52, {"data": 1, "fsdp": 1}), (54, {"data": 2, "fsdp": 2})):
+        _, abstract, step = divided(kind, **sizes)
+        with Checkpoints(tmp_path) as checkpoints:
+            again = checkpoints.restore(abstract).state
+            for i in range(first, first + 2):
+                again, metrics = step(again, batch_of(i))
+                assert float(metrics["loss"]) == pytest.approx(losses[i], rel=1e-5)
+            checkpoints.save(first + 2, again, {})
+            checkpoints.wait()
 
 
 def blocks_of(opt_state):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from clip_data import DataConfig, Pipeline, SourceConfig, Tokenizer
+from clip_data import Batch, DataConfig, Pipeline, SourceConfig, Tokenizer
 from clip_train.evaluate.classification import labels_of, targets_of, zero_shot
 from clip_train.evaluate.config import EvaluationConfig
 from clip_train.evaluate.encoders import Encoders
@@ -66,7 +67,13 @@ def check_evaluation(config: EvaluationConfig, data: DataConfig, encoders: Encod
 
 
 def evaluate(
-    config: EvaluationConfig, encoders: Encoders, params: Any, data: DataConfig, tokenizer: Tokenizer
+    config: EvaluationConfig,
+    encoders: Encoders,
+    params: Any,
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    through: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> Result:
     """Run one evaluation from its config.
 
@@ -76,11 +83,12 @@ def evaluate(
         params: of the model.
         data: how samples are prepared; its sources are not read.
         tokenizer: the model's.
+        through: passes on the batches of each source, such as to say when they do not come.
     """
     with contextlib.ExitStack() as open_pipelines:
 
-        def read(source: SourceConfig) -> Pipeline:
-            return open_pipelines.enter_context(evaluation_data(config, data, encoders, source))
+        def read(source: SourceConfig) -> Iterable[Batch]:
+            return through(open_pipelines.enter_context(evaluation_data(config, data, encoders, source)))
 
         pipeline = read(config.data)
         if config.task == "zeroshot_retrieval":

@@ -14,6 +14,8 @@ from clip_train.optimizers.spread import Spread
 class Blocks(NamedTuple):
     """What Shampoo keeps of all blocks of one shape; one array for each dim.
 
+    Blocks that only fill up are zero, and stay so: they come and go as the number of devices does.
+
     Attributes:
         statistics: sums of gradients' second moments along the dim, float32 `[n, size, size]`.
         roots: inverse roots of them, as of the last time that they were taken, likewise.
@@ -27,9 +29,10 @@ Matrices = dict[str, tuple[jax.Array, ...]]
 """By the shape of the blocks, for each dim `[n, size, size]`."""
 
 
-def first_blocks(shape: tuple[int, ...], num: int, *, epsilon: float) -> Blocks:
-    """Statistics of `epsilon` and roots that change nothing, of `num` blocks of a shape."""
-    eyes = tuple(jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (num, size, size)) for size in shape)
+def first_blocks(shape: tuple[int, ...], num: int, *, fill: int, epsilon: float) -> Blocks:
+    """Statistics of `epsilon` and roots that change nothing, of `num` blocks of a shape; `fill` of zeros follow."""
+    is_real = (jnp.arange(num + fill) < num).astype(jnp.float32)[:, None, None]
+    eyes = tuple(is_real * jnp.eye(size, dtype=jnp.float32) for size in shape)
     return Blocks(tuple(epsilon * eye for eye in eyes), eyes)
 
 

@@ -167,8 +167,8 @@ def scale_by_shampoo(
         cut = blocks_of(params)
         blocks = {}
         for key, pieces in cut.groups.items():
-            num = -(-cut.num_blocks(key) // spread.num) * spread.num
-            blocks[key] = first_blocks(pieces[0].shape, num, epsilon=matrix_epsilon)
+            num = cut.num_blocks(key)
+            blocks[key] = first_blocks(pieces[0].shape, num, fill=-num % spread.num, epsilon=matrix_epsilon)
         return ShampooState(
             count=jnp.zeros((), jnp.int32),
             accumulator=optax.tree.zeros_like(params) if has_accumulator(graft) else None,
