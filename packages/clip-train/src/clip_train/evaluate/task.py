@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from typing import Any
 
-from clip_data import DataConfig, Pipeline, SourceConfig, Tokenizer
+from clip_data import DataConfig, Pipeline, SourceConfig, SumCounts, Tokenizer
+from clip_train.agreement import sum_counts
 from clip_train.evaluate.classification import labels_of, targets_of, zero_shot
 from clip_train.evaluate.config import EvaluationConfig
 from clip_train.evaluate.encoders import Encoders
@@ -18,7 +20,12 @@ from clip_train.evaluate.targets import AllCaptions, AllLabels
 
 
 def evaluation_data(
-    config: EvaluationConfig, data: DataConfig, encoders: Encoders, source: SourceConfig | None = None
+    config: EvaluationConfig,
+    data: DataConfig,
+    encoders: Encoders,
+    source: SourceConfig | None = None,
+    *,
+    sum_counts: SumCounts | None = None,
 ) -> Pipeline:
     """The pipeline of one evaluation: every sample once, in order, prepared as the model expects.
 
@@ -27,6 +34,7 @@ def evaluation_data(
         data: how samples are prepared; its sources are not read.
         encoders: of the model.
         source: another than the one that is evaluated on, such as where a probe learns.
+        sum_counts: as for `Pipeline`, where all processes read it at the same time.
     """
     process_index, process_count = encoders.readers
     source = source or config.data
@@ -42,6 +50,7 @@ def evaluation_data(
         global_batch_size=encoders.batch_size(config.batch_size),
         process_index=process_index,
         process_count=process_count,
+        sum_counts=sum_counts,
     )
 
 
@@ -80,7 +89,8 @@ def evaluate(
     with contextlib.ExitStack() as open_pipelines:
 
         def read(source: SourceConfig) -> Pipeline:
-            return open_pipelines.enter_context(evaluation_data(config, data, encoders, source))
+            together = functools.partial(sum_counts, gather=encoders.gather_items)
+            return open_pipelines.enter_context(evaluation_data(config, data, encoders, source, sum_counts=together))
 
         pipeline = read(config.data)
         if config.task == "zeroshot_retrieval":
