@@ -3,13 +3,16 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
-from PIL import Image, ImageOps
+from cykooz_resizer import ImageData
+from PIL import Image, ImageFile, ImageOps
 
 from clip_data import decode_image
+from clip_data import resize as resize_module
 from clip_data.faults import RecordError
 from clip_data.image import decode_patches
-from clip_data.resize import resize
+from clip_data.resize import fit_frame, resize
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), np.uint8)
@@ -83,6 +86,38 @@ def test_resize_modes(encode, interpolation):
     within_one_level(longest[2:8], image.resize((10, 6), resampling))
     assert not longest[:2].any()
     assert not longest[8:].any()
+
+
+@pytest.mark.parametrize("shape", [(164, 118), (96, 40), (60, 120), (40, 7), (7, 40), (30, 31)])
+@pytest.mark.parametrize("mode", ["squash", "shortest"])
+@pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_any_aspect_ratio_is_resized_as_by_pillow(encode, shape, mode, resampling):
+    pixels = RNG.integers(0, 256, (*shape, 3), np.uint8)  # where the order of the two directions shows most
+    height, width, top, left = fit_frame(*shape, (24, 24), mode)
+    sizes = [(width, shape[0]), (width, height)]
+    if shape[0] > height and shape[0] - height > 2 * (shape[1] - width):
+        sizes[0] = shape[1], height
+    expected = Image.fromarray(pixels).resize(sizes[0], resampling).resize(sizes[1], resampling)
+    if int(PIL.__version__.split(".")[0]) >= 13:
+        assert expected == Image.fromarray(pixels).resize(sizes[1], resampling)
+    actual = decode_image(encode(pixels), size=24, resize_mode=mode, interpolation=resampling.name.lower())
+    difference = np.abs(actual.astype(int) - np.asarray(expected)[-top:, -left:][:24, :24])
+    assert difference.max() <= (1 if mode == "squash" else 2)
+    assert (difference > 1).mean() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (1, 1 << 20)])
+@pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
+def test_a_thin_picture_takes_no_more_memory_than_it_has(monkeypatch, shape, mode):
+    made = []
+    monkeypatch.setattr(resize_module, "ImageData", lambda *args: made.append(args[0] * args[1]) or ImageData(*args))
+    fit = fit_frame(*shape, (224, 224), mode)
+    window = max(-fit.top, 0), max(-fit.left, 0), min(fit.height, 224), min(fit.width, 224)
+    pixels = np.broadcast_to(np.uint8([10, 20, 30]), (*shape, 3))
+    out = resize(pixels, fit.height, fit.width, window=window)
+    assert out.shape == (*window[2:], 3)
+    assert (out == [10, 20, 30]).all()
+    assert max(made) <= max(shape) + 240 * 224
 
 
 def test_every_mode_becomes_rgb_over_white(encode):
@@ -165,9 +200,20 @@ def test_bombs_are_refused_from_their_header(encode):
     jpeg = bytearray(encode(PIXELS, form="JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
-    for data in (png, bytes(webp), bytes(jpeg)):
+    gif = bytearray(encode(PIXELS, form="GIF"))
+    frame = 13 + (3 << (gif[10] & 7) + 1) * (gif[10] >> 7)  # its screen stays as small as it was
+    gif[frame + 5 : frame + 9] = struct.pack("<HH", side, side)
+    for data in (png, bytes(webp), bytes(jpeg), bytes(gif)):
         with pytest.raises(RecordError, match="image_too_large"):
             decode_image(data)
+
+
+def test_a_second_header_of_another_size_is_refused_before_it_is_believed(encode, monkeypatch):
+    data, body = encode(PIXELS[:, :, 0]), struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
+    second = struct.pack(">I", 13) + b"IHDR" + body + struct.pack(">I", zlib.crc32(b"IHDR" + body))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    with pytest.raises(RecordError, match=r"bad_image: it says 20x12 pixels in one place and 12000x12000 in another"):
+        decode_image(data[:33] + second + data[33:])
 
 
 @pytest.mark.parametrize("size", [(18, 31), (31, 18), (24, 24)])

@@ -42,7 +42,7 @@ def test_paths_of_every_kind(read, tmp_path, encode, monkeypatch, caplog):
     names = [f"file://{tmp_path}/images/a.png", "gs://bucket/c.png", "gs://bucket/none.png", "https://host/x.png"]
     found = read("image\n" + "\n".join(names))
     assert [record.image for record in found] == [encode((ord("a"), 0, 0)), encode((7, 7, 7))]
-    assert "row 2: missing_image" in caplog.text
+    assert "row 2, key gs://bucket/none.png: missing_image" in caplog.text
     assert "https://host/x.png is an address; images are not downloaded" in caplog.text
 
 
@@ -54,7 +54,7 @@ def test_captions_that_are_not_utf8(read):
 def test_what_is_wrong_is_named(read, caplog):
     (record,) = read("image,caption\nimages/none.png,x\nimages/a.png,y\n,z\nimages,w\nimages/a\0.png,v\nimages/a.png\n")
     assert (record.caption, record.row) == ("y", 1)
-    assert "row 0: missing_image" in caplog.text
+    assert "row 0, key images/none.png: missing_image" in caplog.text
     assert "images/none.png is no file" in caplog.text
     assert re.search("1 lines were left out, .*: 7\n", caplog.text)
 

@@ -85,5 +85,5 @@ def test_a_negative_size_does_not_lead_back(tmp_path, size):
 def test_json_that_is_no_object(tmp_path):
     shard = tar(tmp_path / "a.tar", [("1.json", b"[1]"), ("2.json", b"{")])
     for entry in index_tar(shard)[0]:
-        with pytest.raises(RecordError, match="json member of"):
+        with pytest.raises(RecordError, match="its json member"):
             read_sample(shard, entry)

@@ -1,11 +1,15 @@
 """Several processes as one run; run as a program, this file is one of them."""
 
+import contextlib
+import functools
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -13,9 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
-from clip_sharding import MeshConfig, batch_readers, make_mesh, shardings, start_processes, strategy, to_global
+from clip_data import DataConfig, Pipeline, SourceConfig
+from clip_data.tfrecord import write_examples
+from clip_sharding import (
+    MeshConfig,
+    batch_readers,
+    gather_items,
+    make_mesh,
+    shardings,
+    start_processes,
+    strategy,
+    to_global,
+)
 from clip_train import cli, processes
+from clip_train.agreement import sum_counts
 from clip_train.checkpoint import Checkpoints
 from clip_train.config_file import ConfigError, located
 from clip_train.loop import Event, fit
@@ -36,10 +53,30 @@ class Losses(list):
         pass
 
 
+@contextlib.contextmanager
+def samples(mesh):
+    """A pipeline over pictures of which every seventh is none."""
+    index, count = batch_readers(mesh)
+    Image.new("RGB", (4, 4)).save(picture := io.BytesIO(), "PNG")
+    with tempfile.TemporaryDirectory() as folder:
+        write_examples(f"{folder}/0.tfrecord", [{"png": picture.getvalue() if n % 7 else b"<html>"} for n in range(40)])
+        config = DataConfig(
+            sources=(SourceConfig(format="tfrecord", shards=f"{folder}/*.tfrecord"),),
+            image_size=4,
+            tokenizer=None,
+            text_length=1,
+            max_bad_fraction=0.5,
+        )
+        options = {"process_index": index, "process_count": count}
+        together = functools.partial(sum_counts, gather=functools.partial(gather_items, mesh=mesh))
+        with Pipeline(config, global_batch_size=ROWS, **options, sum_counts=together) as pipeline:
+            yield pipeline
+
+
 def train(directory, num_steps, each_step=lambda step, state: None):
     """Fit a line, its weights divided over all devices, from where the directory's checkpoint is.
 
-    Save at every fifth step and at the end.
+    Save at every fifth step and at the end. Beside what is learnt from, pictures are read.
     """
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
     index, count = batch_readers(mesh)
@@ -53,6 +90,7 @@ def train(directory, num_steps, each_step=lambda step, state: None):
 
     def batches(step):
         while True:
+            next(pipeline)
             x = np.random.default_rng(step).normal(size=(ROWS, WIDTH)).astype(np.float32)
             yield to_global({"x": x[mine]}, mesh)
             step += 1
@@ -60,9 +98,12 @@ def train(directory, num_steps, each_step=lambda step, state: None):
     placed = shardings(strategy("fsdp"), mesh, {"w": ("embed",)}, jax.eval_shape(init))
     tx, losses = optax.adam(1e-2), Losses()
     abstract = abstract_state(init, tx, placed, mesh)
-    with Checkpoints(directory) as checkpoints, Stop() as stop:
+    with Checkpoints(directory) as checkpoints, Stop() as stop, samples(mesh) as pipeline:
         first_step = checkpoints.latest_step() or 0
-        state = checkpoints.restore(abstract).state if first_step else create_state(init, tx, abstract)
+        state = create_state(init, tx, abstract)
+        if first_step:
+            _, state, cursor, _ = checkpoints.restore(abstract)
+            pipeline.seek(cursor)
         state, done = fit(
             state,
             make_step(loss_fn, tx, abstract=abstract),
@@ -73,12 +114,13 @@ def train(directory, num_steps, each_step=lambda step, state: None):
             events=[
                 Event(each_step, every_steps=1),
                 Event(lambda step, state: None, every_seconds=0.01),
-                Event(lambda step, state: checkpoints.save(step, state, {}), every_steps=5),
+                Event(lambda step, state: checkpoints.save(step, state, pipeline.cursor()), every_steps=5),
             ],
             stop=stop,
         )
-        checkpoints.save(done, state, {})
-    return losses, stop.signal
+        cursor = pipeline.cursor()
+        checkpoints.save(done, state, cursor)
+    return losses, cursor, stop.signal
 
 
 def free_port():
@@ -106,8 +148,10 @@ def wait_for(line, process):
 
 def check_continued(place, losses, fresh):
     """What goes on in one process from there is what one process does by itself."""
-    expected, _ = train(fresh, losses[-1][0] + 5)
-    more, _ = train(place, losses[-1][0] + 5)
+    expected, counted, _ = train(fresh, losses[-1][0] + 5)
+    more, cursor, _ = train(place, losses[-1][0] + 5)
+    assert cursor == counted
+    assert cursor["counts"]["run"]["bad_image"] > 3
     assert more[0][0] > 1
     together = dict([*losses, *more])
     assert list(together) == [step for step, _ in expected]
@@ -135,7 +179,7 @@ def test_what_two_killed_processes_left_in_a_bucket_is_whole(bucket, tmp_path):
     for process in both:
         process.kill()
         process.communicate()
-    losses, _ = train(tmp_path / "before", 14)
+    losses, *_ = train(tmp_path / "before", 14)
     assert check_continued(f"{bucket}/two", losses, tmp_path / "one") in (5, 10, 15)
 
 
@@ -209,7 +253,7 @@ def main():
         sys.stdout.write(f"step {step}\n")
         time.sleep(0.1)
 
-    losses, number = train(directory, 10**6, each_step)
+    losses, _, number = train(directory, 10**6, each_step)
     sys.stdout.write(json.dumps(losses) + "\n")
     sys.exit(128 + number)
 

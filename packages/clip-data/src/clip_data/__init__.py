@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clip_data.batch import Batch
     from clip_data.config import DataConfig, SourceConfig
+    from clip_data.fault_log import SumCounts
     from clip_data.faults import DataError
     from clip_data.fields import Record
     from clip_data.filters import Filter
@@ -27,6 +28,7 @@ __all__ = [
     "Pipeline",
     "Record",
     "SourceConfig",
+    "SumCounts",
     "Tokenizer",
     "decode_image",
     "list_shards",
@@ -42,6 +44,7 @@ _HOMES = {
     "Pipeline": "pipeline",
     "Record": "fields",
     "SourceConfig": "config",
+    "SumCounts": "fault_log",
     "Tokenizer": "text",
     "decode_image": "image",
     "list_shards": "sources",

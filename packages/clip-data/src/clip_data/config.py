@@ -111,7 +111,9 @@ class DataConfig:
             has them as ``embeddings``. A record that lacks one is replaced.
         transform: A pure function that replaces a record, or drops it by None, before it is decoded. A cursor knows it
             by its ``identity``, or its module and name.
-        max_bad_fraction: Share of samples that may be unusable before the run stops, in [0, 1].
+        max_bad_fraction: Share of an epoch's samples that may be unusable before the run stops, in [0, 1]. The first 16
+            are always allowed, unless it is 0. Within an epoch it is judged over the records of a hundred shards, or
+            all, at least: where one shard is bad from end to end, it does not matter how early it comes.
         num_threads: That decode; None is one for each core that the process may use.
         num_workers: Processes that decode, with as many threads in all. 0 decodes in this process, where Python's lock
             ends it near 40,000 images a second.

@@ -1,20 +1,36 @@
-"""What makes a cursor: the position, and what the order of samples is a function of."""
+"""What makes a cursor: the position, what was lost up to there, and what the order of samples is a function of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from clip_data.config import DataConfig
+from clip_data.config import DataConfig, SourceConfig
+from clip_data.fault_log import check_counts
 from clip_data.filters import filters_identity
 from clip_data.transform import transform_identity
 
-__all__ = ["check_cursor", "identity"]
+__all__ = ["Standing", "check_cursor", "identity"]
 
-_VERSION = 2
+_VERSION = 3
 _NUM_SOURCES_NAMED = 16  # of more, a cursor of less than 4 KB holds one digest
+_MAX_SHOWN = 100  # characters of a value that a message may show; of a longer one, a digest
+
+
+class Standing(NamedTuple):
+    """Where a run stands.
+
+    Args:
+        position: Samples delivered, over all processes.
+        number: Batches delivered, where they differ in size, else 0.
+        counts: As ``FaultLog.to_json`` gives them.
+    """
+
+    position: int
+    number: int
+    counts: dict[str, Any]
 
 
 def identity(config: DataConfig, paths: Sequence[Sequence[str]], counts: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -30,11 +46,13 @@ def identity(config: DataConfig, paths: Sequence[Sequence[str]], counts: Sequenc
         digest = _digest([source.format, _below_common_folder(names), list(numbers)])
         sources.append([len(names), sum(numbers), digest, *([] if config.evaluates else [source.weight])])
     filters = [filters_identity(source.filters) for source in config.sources]
+    # Which fields are read decides which records are bad.
+    fields = [[source.image_key, _captions(source), source.label_key] for source in config.sources]
     if len(sources) > _NUM_SOURCES_NAMED:
         sources, filters = [len(sources), _digest(sources)], [_digest(filters)]
     return {
         "version": _VERSION,
-        "seed": config.seed,
+        "seed": int(config.seed),
         "shuffle": config.shuffle,
         "evaluates": config.evaluates,
         "block_shards": config.block_shards,
@@ -42,37 +60,52 @@ def identity(config: DataConfig, paths: Sequence[Sequence[str]], counts: Sequenc
         "empty_caption": "drop" if config.drops_empty_captions else "keep",
         "strict": config.strict,
         "filters": filters,
-        "transform": transform_identity(config.transform),
+        "fields": _short(fields[0] if fields.count(fields[0]) == len(fields) else fields),
+        "transform": _short(transform_identity(config.transform)),
         "sources": sources,
-        **({"embeddings": config.embeddings} if config.embeddings else {}),
+        **({"embeddings": _short(config.embeddings)} if config.embeddings else {}),
         **({} if config.has_images else {"images": False}),
     }
 
 
-def check_cursor(cursor: dict[str, Any], identity: dict[str, Any]) -> tuple[int, int]:
-    """Returns a cursor's position and, where batches differ in size, the number of the next one; else 0.
+def check_cursor(cursor: Any, identity: dict[str, Any]) -> Standing:
+    """Returns where a cursor says that a run stands.
 
     Args:
         cursor: From a pipeline.
         identity: Of this one.
 
     Raises:
-        ValueError: The cursor belongs to other data or another order; the message says what differs.
+        ValueError: The cursor is none, or belongs to other data or another order; the message says what differs.
     """
+    if not isinstance(cursor, dict):
+        raise ValueError(f"a cursor must be a dict, as Pipeline.cursor() returns it, not {cursor!r:.100}")
     here, cursor = json.loads(json.dumps(identity)), json.loads(json.dumps(cursor))
-    position, number = cursor.pop("position", None), cursor.pop("batch", 0)
+    position, number, counts = (cursor.pop(name, default) for name, default in _STANDING)
     differing = [
         f"{name} was {cursor.get(name)!r} and is {here.get(name)!r}"
         for name in dict.fromkeys([*here, *cursor])
         if cursor.get(name) != here.get(name)
     ]
-    if not isinstance(position, int) or position < 0:
+    if type(position) is not int or position < 0:
         raise ValueError(f"a cursor's position must be a count of samples, not {position!r}")
-    if not isinstance(number, int) or number < 0:
+    if type(number) is not int or number < 0:
         raise ValueError(f"a cursor's batch must be a count of batches, not {number!r}")
     if differing:
         raise ValueError(f"the cursor is not of this pipeline: {'; '.join(differing)}")
-    return position, number
+    return Standing(position, number, check_counts(counts))
+
+
+_STANDING = (("position", None), ("batch", 0), ("counts", None))
+
+
+def _captions(source: SourceConfig) -> Any:
+    keys = source.caption_key
+    return list(keys.items()) if isinstance(keys, dict) else keys
+
+
+def _short(value: Any) -> Any:
+    return value if len(json.dumps(value)) <= _MAX_SHOWN else _digest(value)
 
 
 def _digest(value: Any) -> str:

@@ -99,7 +99,7 @@ def decode_pixels(
             return _jpeg(data, header, strict, enough, out)
         if (header.kind == "png" and _is_plain_png(data)) or (header.kind == "webp" and _is_plain_webp(data)):
             return Decoded.whole(_opencv(data))
-        return Decoded.whole(_pillow(data, header.kind))
+        return Decoded.whole(_pillow(data, header))
     except (RecordError, MemoryError):
         raise
     except Exception as error:  # decoders raise what they like on damaged bytes
@@ -125,7 +125,7 @@ def _jpeg(
     except ValueError:
         if strict and simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
             raise
-        return Decoded.whole(_pillow(data, "jpeg"))
+        return Decoded.whole(_pillow(data, header))
     if turn is not None:
         return Decoded.whole(np.ascontiguousarray(turn(pixels)))
     return Decoded(pixels, height, width, 1 << shift)
@@ -177,17 +177,28 @@ def _opencv(data: bytes) -> np.ndarray:
     return pixels
 
 
-def _pillow(data: bytes, kind: str) -> np.ndarray:
-    with _PLUGINS[kind](io.BytesIO(data)) as image:
+def _pillow(data: bytes, header: PictureHeader) -> np.ndarray:
+    with _PLUGINS[header.kind](io.BytesIO(data)) as image:
+        # A second header in the file may say another size than the one that was judged.
+        _check_size(image, header)
+        image.load()
+        _check_size(image, header)
         exif = image.info.get("exif", b"")
         pixels = np.asarray(_to_rgb(image))
     turn = _TURNS.get(_orientation(exif))
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
+def _check_size(image: Image.Image, header: PictureHeader) -> None:
+    if image.size != (header.width, header.height):
+        width, height = image.size
+        raise RecordError(
+            "bad_image", f"it says {header.width}x{header.height} pixels in one place and {width}x{height} in another"
+        )
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
         return image
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")

@@ -73,10 +73,14 @@ def to_record(
     Raises:
         RecordError: It has no image, or lacks the label that the source names.
     """
-    image = _take_image(fields, source.image_key, is_needed=images)
-    caption, is_utf8 = _caption(fields, source.caption_key, draw)
-    label = _label(fields, source.label_key)
     key, _ = _text(fields.pop("__key__", None) or fields.get("key"))
+    try:
+        image = _take_image(fields, source.image_key, is_needed=images)
+        caption, is_utf8 = _caption(fields, source.caption_key, draw)
+        label = _label(fields, source.label_key)
+    except RecordError as error:
+        error.key = key
+        raise
     return Record(
         key=key,
         image=image,

@@ -52,12 +52,16 @@ class FolderReader:
     def read(self, row: int) -> dict[str, Any]:
         """Returns a record's fields."""
         stem = os.path.splitext(self._names[row])[0]
-        fields: dict[str, Any] = {}
-        for extension in self._beside[row]:
-            data, kind = self._read(f"{stem}.{extension}"), extension.lower()
-            fields |= _parse_json(data, stem) if kind == "json" else {kind: data}
         key = os.fsencode(stem).decode("utf-8", "replace")
-        image = {"__image__": self._read(self._names[row])} if self._reads_images else {}
+        fields: dict[str, Any] = {}
+        try:
+            for extension in self._beside[row]:
+                data, kind = self._read(f"{stem}.{extension}"), extension.lower()
+                fields |= _parse_json(data, stem) if kind == "json" else {kind: data}
+            image = {"__image__": self._read(self._names[row])} if self._reads_images else {}
+        except RecordError as error:
+            error.key = key
+            raise
         return fields | image | {"__key__": key}
 
     def _read(self, name: str) -> bytes:

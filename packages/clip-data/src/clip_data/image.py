@@ -31,7 +31,7 @@ def decode_image(
     """Decodes JPEG, PNG, WebP or GIF bytes, and resizes.
 
     The type is read off the bytes. Transparency is laid over white, EXIF rotation is applied, and of an animation the
-    first frame is taken. The resize is Pillow's, antialiased, to within one level.
+    first frame is taken. The resize is Pillow's, antialiased, to within one level, seldom two.
 
     Args:
         data: The bytes of an image file.
@@ -67,9 +67,8 @@ def decode_image(
     if image.pixels is out:
         return image.pixels
     fit = fit_frame(image.height, image.width, frame, resize_mode)
-    pixels = _resize(image, fit, interpolation)
-    top, left = max(-fit.top, 0), max(-fit.left, 0)
-    pixels = pixels[top : top + frame[0], left : left + frame[1]]
+    window = max(-fit.top, 0), max(-fit.left, 0), min(fit.height, frame[0]), min(fit.width, frame[1])
+    pixels = _resize(image, fit, interpolation, window)
     if out is None and pixels.shape[:2] == frame:
         return pixels
     out = np.empty((*frame, 3), np.uint8) if out is None else out
@@ -121,6 +120,8 @@ def decode_patches(
     return patches.reshape(rows * columns, -1), rows, columns
 
 
-def _resize(image: Decoded, fit: Fit, interpolation: Interpolation) -> np.ndarray:
+def _resize(
+    image: Decoded, fit: Fit, interpolation: Interpolation, window: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
     sides = (image.height / image.part, image.width / image.part)
-    return resize(image.pixels, fit.height, fit.width, interpolation, sides=sides)
+    return resize(image.pixels, fit.height, fit.width, interpolation, sides=sides, window=window)

@@ -21,7 +21,7 @@ from clip_data.image import decode_image
 from clip_data.inspect_report import FieldReport, Report, ShardReport, Spread, Thumbnail
 from clip_data.keys import KeyLog
 from clip_data.picture import picture_header
-from clip_data.records import IndexedShard, list_source
+from clip_data.records import IndexedShard, list_source, read_or_fault
 
 __all__ = ["inspect_source"]
 
@@ -100,11 +100,7 @@ def _records(
             continue
         shard = IndexedShard(source, report.path)
         for row in rows.tolist():
-            try:
-                yield report, shard.read(row)
-            except RecordError as error:
-                where = {"shard": shard.path, "row": row, "offset": shard.offset(row)}
-                yield report, Fault(**where, reason=error.reason, detail=error.detail)
+            yield report, read_or_fault(shard, row)
 
 
 def _examine(item: Record | Fault, *, thumbnail: bool) -> tuple[Fault | None, Thumbnail | None]:

@@ -53,7 +53,7 @@ class ParquetReader:
     def __init__(self, path: str, *, image_key: str, images: bool = True):
         self._path, self._reads_images = path, images
         self._lock = threading.Lock()
-        self._groups: dict[int, _Group | RecordError] = {}
+        self._groups: dict[int, _Group | str] = {}
         self._ends: list[int] = []
         self.fault: Fault | None = None
         shard = open_shard(path)
@@ -90,8 +90,9 @@ class ParquetReader:
         image = None if group.images is None else group.images[index].as_py()
         if not self._holds_paths:
             return fields | ({"__image__": image} if self._reads_images else {})
-        key = {"__key__": fields.get("key") or image}
-        return fields | key | ({"__image__": read_image_at(image, self._path)} if self._reads_images else {})
+        key = fields.get("key") or image
+        found = {"__image__": read_image_at(image, self._path, key=key)} if self._reads_images else {}
+        return fields | found | {"__key__": key}
 
     def _first(self, group: int) -> int:
         return self._ends[group - 1] if group else 0
@@ -104,12 +105,12 @@ class ParquetReader:
                     group = _Group.of(self._read_group(self._file, number), self._image)
                 except _DAMAGE as error:
                     self._bytes.raise_failure()
-                    group = RecordError("bad_record", f"row group {number} cannot be read ({error})")
+                    group = f"row group {number} cannot be read ({error})"
                 self._groups[number] = group
                 if len(self._groups) == len(self._ends):
                     self._file = None  # which holds what it read last
-        if isinstance(group, RecordError):
-            raise group
+        if isinstance(group, str):
+            raise RecordError("bad_record", group)
         return group
 
     def _read_group(self, file: Any, number: int) -> pa.Table:

@@ -45,7 +45,7 @@ def picture_header(data: bytes) -> PictureHeader:
     Raises:
         RecordError: ``bad_image`` where they are none, or end before the size is known.
 
-    >>> picture_header(b"GIF89a" + bytes([3, 0, 2, 0]))
+    >>> picture_header(b"GIF89a" + bytes([3, 0, 2, 0, 0, 0, 0]) + b"," + bytes([0, 0, 0, 0, 3, 0, 2, 0]))
     PictureHeader(kind='gif', width=3, height=2, exif=0)
     """
     kind = _kind(data)
@@ -104,7 +104,22 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _gif_size(data: bytes) -> tuple[int, int]:
-    return struct.unpack_from("<HH", data, 6)
+    """The first frame may reach beyond the screen, which is then as large as that."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    position = 13 + _gif_colors(flags)
+    while data[position] != 0x2C:
+        if data[position] != 0x21:
+            raise RecordError("bad_image", "a gif file without a frame")
+        position += 2
+        while length := data[position]:
+            position += 1 + length
+        position += 1
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, position + 1)
+    return max(width, left + frame_width), max(height, top + frame_height)
+
+
+def _gif_colors(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 _SIZES = {"jpeg": _jpeg_size, "png": _png_size, "webp": _webp_size, "gif": _gif_size}

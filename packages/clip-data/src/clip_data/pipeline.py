@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from typing import Any
 
 from clip_data.batch import Batch
-from clip_data.config import DataConfig, SourceConfig
+from clip_data.census import Census, take_census
+from clip_data.config import DataConfig
 from clip_data.cursor import check_cursor, identity
 from clip_data.executor import Executor, ThreadExecutor
-from clip_data.faults import DataError, Fault, FaultLog
+from clip_data.fault_log import FaultLog, SumCounts, judged_over
+from clip_data.faults import Fault
 from clip_data.job import Job
 from clip_data.keys import KeyLog
 from clip_data.order import Order
-from clip_data.preparer import Preparer, Sample
+from clip_data.preparer import Preparer
 from clip_data.processes import ProcessExecutor
-from clip_data.records import IndexedShard, list_sources
+from clip_data.records import list_sources
 from clip_data.schedule import BatchShape, Schedule
-from clip_data.sources import expected_count
 from clip_data.text import Tokenizer
 from clip_data.workers import Workers
 
 __all__ = ["Pipeline"]
+
+_BATCHES_JUDGED = 64  # at a time, whose losses several processes add up
 
 
 class Pipeline:
@@ -51,15 +54,26 @@ class Pipeline:
             sequences, whose patches are the budget of every batch.
         process_index: This process's number, from 0.
         process_count: Number of processes.
+        sum_counts: With several processes: adds up lists of integers over them, place by place. With it they judge
+            together whether too many samples are lost, stop at the same batch, and have one cursor. It is called after
+            every 64th batch, where an epoch ends, and by ``cursor()``, which all then call after the same batch.
 
     Raises:
         FileNotFoundError: Some pattern of the sources names no shard.
         ValueError: The batch does not divide over the processes, a source holds no record, or the tokenizer cannot be
             opened.
-        DataError: From iteration, where too many samples cannot be used.
+        DataError: From iteration, where too many samples cannot be used. The position stays before that batch.
     """
 
-    def __init__(self, config: DataConfig, *, global_batch_size: int, process_index: int = 0, process_count: int = 1):
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        global_batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        sum_counts: SumCounts | None = None,
+    ):
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index must lie in [0, {process_count}), not be {process_index}")
         if global_batch_size < 1 or global_batch_size % process_count:
@@ -79,22 +93,30 @@ class Pipeline:
         self._global_batch_size = global_batch_size
         self._process_index, self._process_count = process_index, process_count
         self._paths = list_sources(config.sources)
-        self._log = FaultLog(max_bad_fraction=config.max_bad_fraction)
         self._keys = KeyLog()
         self._workers = Workers(config.num_threads or _num_cores())
         self._ends = [weakref.finalize(self, self._workers.stop)]
         self._position: int = 0
-        self._found_any: bool = False
         self._number: int = 0
+        self._is_summed_up: bool = False
         self._next_start: int = 0
         self._next_number: int = 0
         self._jobs: deque[tuple[Job, int]] = deque()  # with the position after each
         try:
-            counts = self._count()
-            self._order = Order.of(config, counts)
+            census = take_census(config, self._paths, self._workers)
+            self._order = Order.of(config, census.counts)
             self.num_samples: int = self._order.num_samples
-            self._identity = identity(config, self._paths, counts)
-            self._executor: Executor = self._make_executor(counts)
+            self._log = FaultLog(
+                max_bad_fraction=config.max_bad_fraction,
+                least=judged_over(census.counts),
+                process_index=process_index,
+                process_count=process_count,
+                sum_counts=sum_counts,
+            )
+            self._log.start(census.faults)
+            self._counts_at_start = self._log.save()
+            self._identity = identity(config, self._paths, census.counts)
+            self._executor: Executor = self._make_executor(census)
             self._ends.append(weakref.finalize(self, self._executor.close))
         except BaseException:
             self.close()
@@ -115,13 +137,22 @@ class Pipeline:
 
     @property
     def faults(self) -> dict[str, int]:
-        """Number of faults by reason, in what was delivered to this process so far."""
+        """Number of faults by reason, since the start of the run.
+
+        Each process counts those of its own samples, and the first one those that a cursor brought: their sum is the
+        run's. A replacement that is bad itself counts at its own position.
+        """
         return self._log.counts
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Number of records that were not wanted, by reason, in what was delivered to this process so far."""
+        """Number of records that were not wanted, by reason, counted likewise."""
         return self._log.skipped
+
+    @property
+    def last_epoch_faults(self) -> dict[str, int]:
+        """Both of the last epoch that ended since this pipeline was opened, with ``sum_counts`` of all processes."""
+        return dict(self._log.last_epoch)
 
     @property
     def recent_faults(self) -> list[Fault]:
@@ -136,29 +167,26 @@ class Pipeline:
             raise ValueError("the pipeline is closed; make a new one")
         self._fill()
         if not self._jobs:
-            self._refuse_nothing()
+            self._sum_up()
             raise StopIteration
         job, end = self._jobs[0]
         batch = self._executor.deliver(job.future.result())
+        self._account(job, end)
         self._jobs.popleft()
         self._position, self._number = end, self._number + 1
-        faults = [fault for row in job.faults for fault in row]
-        num_samples = job.num_real + (0 if self.config.evaluates else sum(fault.lost for fault in faults))
-        faults += self._same_keys(job.samples)
         del job  # its memory may be needed for the next one
-        self._found_any |= bool(batch.mask.any())
         self._fill()
-        self._log.add(faults, num_samples=num_samples)
         return batch
 
     def cursor(self) -> dict[str, Any]:
         """Returns where the run stands after the batch delivered last, as JSON values of less than 4 KB.
 
         The position counts samples over all processes: it is the same in each, and serves any number of them and any
-        batch size. Where batches differ in size, so does the number of the next one.
+        batch size. Where batches differ in size, so does the number of the next one. The counts of what was lost are
+        those of all processes where they can be added up, by ``sum_counts``; else they are this one's.
         """
         number = {"batch": self._number} if len(self._schedule.shapes) > 1 else {}
-        return {"position": self._position, **number, **self._identity}
+        return {"position": self._position, **number, "counts": self._log.to_json(), **self._identity}
 
     def seek(self, cursor: dict[str, Any]) -> None:
         """Continues from a cursor.
@@ -169,12 +197,14 @@ class Pipeline:
         Raises:
             ValueError: The cursor belongs to other data or another order; the message says what differs.
         """
-        position, number = check_cursor(cursor, self._identity)
-        self._go_to(position, number)
+        standing = check_cursor(cursor, self._identity)
+        self._go_to(standing.position, standing.number)
+        self._log.from_json(standing.counts)
 
     def rewind(self) -> None:
-        """Starts again from the first batch."""
+        """Starts again from the first batch, and counts anew."""
         self._go_to(0, 0)
+        self._log.restore(self._counts_at_start)
 
     def close(self) -> None:
         """Ends threads and processes; a thread that hangs in a read is left behind. Nothing is yielded after it."""
@@ -188,48 +218,53 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _count(self) -> list[list[int]]:
-        """Counts the records of every shard."""
+    def _account(self, job: Job, end: int) -> None:
+        """Counts what a batch lost, epoch by epoch.
 
-        def count(item: tuple[SourceConfig, str]) -> tuple[int, Fault | None]:
-            source, path = item
-            expected = expected_count(path, "count" if source.format == "parquet" else "successes")
-            if expected is not None:
-                return expected, None
-            shard = IndexedShard(source, path, images=self.config.has_images)
-            return len(shard), shard.fault
+        Args:
+            job: The batch.
+            end: Position after it.
 
-        counts = []
-        for source, paths in zip(self.config.sources, self._paths, strict=True):
-            results = self._workers.map(count, [(source, path) for path in paths])
-            faults = [fault for _, fault in results if fault]
-            self._log.add(faults, num_samples=0)
-            counts.append([number for number, _ in results])
-            if not any(counts[-1]):
-                reason = f": {faults[0]}" if faults else ""
-                raise ValueError(f"no record in {source.shards} as format {source.format!r}{reason}")
-        return counts
+        Raises:
+            DataError: It is too much; nothing of the batch is counted then.
+        """
+        before, length = self._log.save(), self.num_samples
+        by_epoch: defaultdict[int, list[int]] = defaultdict(list)
+        for row in range(job.num_real):
+            by_epoch[job.positions[row] // length].append(row)  # pyright: ignore[reportOptionalOperand]
+        try:
+            for epoch in range(self._position // length, (end - 1) // length + 1):
+                rows = by_epoch[epoch]
+                self._log.add((fault for row in rows for fault in self._faults(job, row)), num_samples=len(rows))
+                if end >= (epoch + 1) * length:
+                    self._log.end_epoch(f"epoch {epoch + 1}")
+            samples = _BATCHES_JUDGED * self._global_batch_size
+            if self._position // samples < end // samples:
+                self._log.judge()
+        except BaseException:
+            self._log.restore(before)
+            raise
 
-    def _same_keys(self, samples: Sequence[Sample | None]) -> Iterator[Fault]:
-        for sample in samples:
-            if sample is not None:
-                source, shard, row = sample.place
-                fault = self._keys.add(sample.key, self._paths[source][shard], row)
-                if fault is not None:
-                    yield fault
+    def _faults(self, job: Job, row: int) -> Iterator[Fault]:
+        yield from job.faults[row]
+        sample = job.samples[row]
+        if sample is not None and not any(fault.lost for fault in job.faults[row]):  # and no replacement
+            source, shard, number = sample.place
+            fault = self._keys.add(sample.key, self._paths[source][shard], number)
+            if fault is not None:
+                yield fault
+
+    def _sum_up(self) -> None:
+        """Judges the epoch that a training ends within."""
+        if self._position % self.num_samples and not self._is_summed_up:
+            self._log.end_epoch(f"epoch {self._position // self.num_samples + 1}", is_whole=False)
+            self._is_summed_up = True
 
     def _go_to(self, position: int, number: int) -> None:
         self._drop_jobs()
         self._position = self._next_start = position
         self._number = self._next_number = number
-
-    def _refuse_nothing(self) -> None:
-        """Raises where an evaluation by one process held no wanted record at all; several share what there is."""
-        if not self._found_any and self.skipped and self._process_count == 1:
-            counts = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
-            raise DataError(
-                f"none of {self.num_samples} samples is wanted ({counts}); check the filters and their columns"
-            )
+        self._is_summed_up = False
 
     def _fill(self) -> None:
         total = None if self.config.num_epochs is None else self.num_samples * self.config.num_epochs
@@ -242,16 +277,16 @@ class Pipeline:
             own = self._own(shape)
             first = self._process_index * own.num_rows
             positions = self._order.rows(start, size)[first : first + own.num_rows]
-            self._next_start, self._next_number = start + shape.num_rows, self._next_number + 1
+            self._next_start, self._next_number = start + size, self._next_number + 1
             self._jobs.append((self._executor.start(own, positions), self._next_start))
 
-    def _make_executor(self, counts: list[list[int]]) -> Executor:
+    def _make_executor(self, census: Census) -> Executor:
         config, tokenizer = self.config, Tokenizer.of(self.config)
         num_threads = config.num_threads or _num_cores()
         shapes = list(map(self._own, self._schedule.shapes))
         if config.num_workers and config.executor != "tensorflow":
-            return ProcessExecutor(config, self._paths, counts, shapes, num_threads, tokenizer)
-        preparer = Preparer(config, self._paths, self._order)
+            return ProcessExecutor(config, self._paths, census, shapes, num_threads, tokenizer)
+        preparer = Preparer(config, self._paths, self._order, census)
         if config.executor == "tensorflow":
             from clip_data.tfdata import TensorflowExecutor
 

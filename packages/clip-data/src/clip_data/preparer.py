@@ -14,6 +14,7 @@ import numpy as np
 
 from clip_data.buckets import REMOTE
 from clip_data.buffers import EMBEDDING
+from clip_data.census import Census
 from clip_data.config import DataConfig
 from clip_data.embedding import read_embedding
 from clip_data.faults import SKIPPED, DataError, Fault, RecordError
@@ -55,12 +56,14 @@ class Preparer:
         config: What to prepare and how.
         paths: For each source its shards.
         order: Of the samples.
+        census: Of the shards' records.
     """
 
-    def __init__(self, config: DataConfig, paths: Sequence[Sequence[str]], order: Order):
+    def __init__(self, config: DataConfig, paths: Sequence[Sequence[str]], order: Order, census: Census):
         self.config = config
         self._paths = paths
         self._order = order
+        self._census = census
         self._open: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
         # The block at hand and the next one, of every source.
         self._max_open = 2 * config.block_shards * len(config.sources)
@@ -90,6 +93,23 @@ class Preparer:
             for array in arrays.values():
                 array[row] = 0
         return sample
+
+    def remarks(self, place: Place) -> list[Fault]:
+        """Returns what is wrong with a shard that was not opened before, where it loses no sample.
+
+        Args:
+            place: Of a record; it is said of the first of a shard.
+
+        Raises:
+            OSError: The shard cannot be read.
+        """
+        if place.row or place[:2] not in self._census.stated:
+            return []
+        shard, stated = self._shard(place.source, place.shard), self._stated(place)
+        if len(shard) > stated:
+            detail = f"its _stats.json states {stated} records, and the {len(shard) - stated} after them are not read"
+            return [Fault(shard=shard.path, reason="wrong_count", detail=detail, lost=False)]
+        return [shard.fault] if shard.fault is not None and len(shard) == stated else []
 
     def stored(self, position: int) -> bytes:
         """Returns the bytes of a position's TFRecord, as they are stored.
@@ -141,12 +161,16 @@ class Preparer:
 
     def _find(self, position: int, arrays: Mapping[str, np.ndarray], row: int, faults: list[Fault]) -> Sample | None:
         place, draw = self._order(position), self._order.draw(position)
+        if self._census.stated:
+            faults.extend(self.remarks(place))
         attempt = num_skipped = 0
         while True:
             try:
-                return self._prepare(place, draw, arrays, row, faults)
+                # What is wrong with a replacement counts where its own position comes.
+                return self._prepare(place, draw, arrays, row, [] if attempt else faults)
             except _Unusable as unusable:
-                faults.append(unusable.fault)
+                if not attempt:
+                    faults.append(unusable.fault)
                 if self.config.evaluates:
                     return None
                 attempt += 1
@@ -170,7 +194,7 @@ class Preparer:
         key, offset = "", None
         try:
             if place.row >= len(shard):
-                raise RecordError("shard_cut_short", f"{len(shard)} records where its _stats.json states more")
+                raise shard.lacks(self._stated(place))
             offset = shard.offset(place.row)
             record = shard.read(place.row, draw=caption_draw)
             key = record.key
@@ -185,15 +209,19 @@ class Preparer:
             if self.config.has_images:
                 self._decode(record.image, arrays, row)
         except RecordError as error:
-            fault = Fault(
-                shard=shard.path, row=place.row, offset=offset, key=key, reason=error.reason, detail=error.detail
-            )
-            raise _Unusable(fault) from error
+            where = {"shard": shard.path, "row": place.row, "offset": offset, "key": key or error.key}
+            raise _Unusable(Fault(**where, reason=error.reason, detail=error.detail)) from error
+        except Exception as error:  # a transform's, or one that nobody foresaw: say of which record
+            error.add_note(f"with row {place.row} of {shard.path}" + f", key {key}" * bool(key))
+            raise
         if not record.caption_is_utf8:
             detail = f"kept as {record.caption!r:.100}"
             where = {"shard": shard.path, "row": place.row, "offset": offset, "key": key}
             faults.append(Fault(**where, reason="caption_not_utf8", detail=detail, lost=False))
         return Sample.of(record, place)
+
+    def _stated(self, place: Place) -> int:
+        return self._census.counts[place.source][place.shard]
 
     def _decode(self, image: bytes, arrays: Mapping[str, np.ndarray], row: int) -> None:
         config = self.config

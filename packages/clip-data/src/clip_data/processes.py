@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from clip_data.batch import Batch
 from clip_data.buffers import EMBEDDING, Layout, SharedMemory, slot_memory
+from clip_data.census import Census
 from clip_data.config import DataConfig
 from clip_data.executor import ROWS_PER_TASK
 from clip_data.faults import DataError, Fault
@@ -44,7 +45,7 @@ class _Setting(NamedTuple):
 
     config: DataConfig
     paths: list[list[str]]
-    counts: list[list[int]]
+    census: Census
     shapes: list[BatchShape]
     num_threads: int
 
@@ -80,7 +81,7 @@ class ProcessExecutor:
     Args:
         config: Of the pipeline; ``num_workers`` is at least 1.
         paths: For each source its shards.
-        counts: For each source the number of records of each shard.
+        census: Of their records.
         shapes: That batches may have.
         num_threads: Of all processes.
         tokenizer: For the captions, if any.
@@ -93,7 +94,7 @@ class ProcessExecutor:
         self,
         config: DataConfig,
         paths: list[list[str]],
-        counts: list[list[int]],
+        census: Census,
         shapes: list[BatchShape],
         num_threads: int,
         tokenizer: Tokenizer | None,
@@ -109,7 +110,7 @@ class ProcessExecutor:
         self._failure: str | None = None
         self._workers: list[_Worker] = []
         try:
-            setting = pickle.dumps(_Setting(config, paths, counts, shapes, -(-num_threads // num_workers)))
+            setting = pickle.dumps(_Setting(config, paths, census, shapes, -(-num_threads // num_workers)))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(f"the config cannot be sent to other processes: {error}") from error
         try:
@@ -217,8 +218,8 @@ def work(connection_descriptor: int, memory_descriptor: int) -> None:
     connection = Connection(connection_descriptor)
     setting: _Setting = connection.recv()
     config = setting.config
-    order = Order.of(config, setting.counts)
-    preparer = Preparer(config, setting.paths, order)
+    order = Order.of(config, setting.census.counts)
+    preparer = Preparer(config, setting.paths, order, setting.census)
     layouts = {shape: Layout.of(config, shape) for shape in setting.shapes}
     size = max(layout.size for layout in layouts.values())
     shared = mmap.mmap(memory_descriptor, 0)
@@ -233,7 +234,8 @@ def work(connection_descriptor: int, memory_descriptor: int) -> None:
             for i, position in enumerate(positions):
                 samples[i] = preparer(position, arrays, first + i, faults[i])
         except BaseException as raised:  # for the caller, in the other process
-            error = isinstance(raised, DataError), f"{type(raised).__name__} in a decoding process: {raised}"
+            where = "".join(f" ({note})" for note in getattr(raised, "__notes__", ()))
+            error = isinstance(raised, DataError), f"{type(raised).__name__} in a decoding process: {raised}{where}"
         with lock:
             connection.send(_Done(rows.job, first, samples, faults, error))
 

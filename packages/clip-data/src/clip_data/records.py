@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from clip_data.config import SourceConfig
-from clip_data.faults import Fault, FaultLog, RecordError
+from clip_data.fault_log import NUM_SHARDS_JUDGED, FaultLog
+from clip_data.faults import Fault, Reason, RecordError
 from clip_data.fields import Record, to_record
 from clip_data.filters import make_predicate
 from clip_data.folder import ClassFolderReader, FolderReader
@@ -17,10 +18,23 @@ from clip_data.table import TableReader
 from clip_data.tfrecord import TFRecordReader
 from clip_data.webdataset import TarReader
 
-__all__ = ["FOLDERS", "IndexedShard", "Reader", "Record", "list_source", "list_sources", "read_records", "scan"]
+__all__ = [
+    "FOLDERS",
+    "IndexedShard",
+    "Reader",
+    "Record",
+    "list_source",
+    "list_sources",
+    "read_or_fault",
+    "read_records",
+    "scan",
+]
 
 FOLDERS: frozenset[Format] = frozenset({"folder", "class_folder"})
 """Formats whose shards are folders."""
+
+
+_ENDS: frozenset[Reason] = frozenset({"shard_cut_short", "bad_length", "bad_shard", "empty_shard"})
 
 
 class Reader(Protocol):
@@ -80,7 +94,7 @@ class IndexedShard:
         self._images = images
         self._reader = _READERS[source.format](path, source, images)
         self._wants = make_predicate(source.filters)
-        self._unwanted: dict[int, str] = {}
+        self._unwanted: dict[int, tuple[str, str]] = {}
         self.fault = self._reader.fault
 
     def __len__(self) -> int:
@@ -89,6 +103,16 @@ class IndexedShard:
     def offset(self, row: int) -> int | None:
         """Returns the byte offset of a record's data, where the format has such places."""
         return self._reader.offset(row)
+
+    def lacks(self, stated: int) -> RecordError:
+        """Returns what is wrong with a record that the shard does not have.
+
+        Args:
+            stated: Number of records that it was to hold.
+        """
+        if self.fault is not None and self.fault.reason in _ENDS:
+            return RecordError(self.fault.reason, f"{len(self)} of {stated} records are left: {self.fault.detail}")
+        return RecordError("wrong_count", f"its _stats.json states {stated} records, and it holds {len(self)}")
 
     def fields(self) -> Iterator[dict[str, Any]]:
         """Yields the stored fields of all records that are not damaged."""
@@ -122,15 +146,16 @@ class IndexedShard:
             RecordError: It is damaged, lacks an image, or is not wanted by the source's filters.
         """
         if row in self._unwanted:  # drawn again as a replacement
-            raise RecordError("filtered", self._unwanted[row])
+            reason, key = self._unwanted[row]
+            raise RecordError("filtered", reason, key=key)
         fields, offset = self._reader.read(row), self.offset(row)
         record = to_record(
             fields, self._source, shard=self.path, row=row, offset=offset, draw=draw, images=self._images
         )
         reason = self._wants(record.metadata, record.image) if self._source.filters else None
         if reason is not None:
-            self._unwanted[row] = reason
-            raise RecordError("filtered", reason)
+            self._unwanted[row] = reason, record.key
+            raise RecordError("filtered", reason, key=record.key)
         return record
 
 
@@ -177,31 +202,45 @@ def read_records(source: SourceConfig, *, max_bad_fraction: float = 0.1) -> Iter
 
     Args:
         source: What to read.
-        max_bad_fraction: Share of records that may be damaged; they are logged and left out.
+        max_bad_fraction: Share of records that may be damaged; they are logged and left out. It is judged at the end,
+            and after each shard from the hundredth on.
 
     Yields:
         The records.
 
     Raises:
-        DataError: More were damaged than ``max_bad_fraction`` allows.
+        DataError: More were damaged than ``max_bad_fraction`` allows, or none was left.
         FileNotFoundError: Some pattern names no shard.
     """
     log = FaultLog(max_bad_fraction=max_bad_fraction)
-    for path in list_source(source):
+    for number, path in enumerate(list_source(source), start=1):
         shard = IndexedShard(source, path)
-        log.add([shard.fault] if shard.fault else [], num_samples=0)
-        for record in scan(shard):
-            if isinstance(record, Fault):
-                log.add([record], num_samples=1)
-            else:
-                log.add([], num_samples=1)
-                yield record
+        log.start([shard.fault] if shard.fault else [])
+        for item in scan(shard):
+            log.add([item] if isinstance(item, Fault) else [], num_samples=1)
+            if isinstance(item, Record):
+                yield item
+        if number >= NUM_SHARDS_JUDGED:
+            log.judge()
+    log.end_epoch(", ".join(source.patterns))
 
 
 def scan(shard: IndexedShard) -> Iterator[Record | Fault]:
     """Reads every record of a shard, or says what is wrong with it; several captions are gone through in turn."""
     for row in range(len(shard)):
-        try:
-            yield shard.read(row, draw=row << 32 | (row * 0x9E3779B9 & 0xFFFFFFFF))
-        except RecordError as error:
-            yield Fault(shard=shard.path, row=row, offset=shard.offset(row), reason=error.reason, detail=error.detail)
+        yield read_or_fault(shard, row, draw=row << 32 | (row * 0x9E3779B9 & 0xFFFFFFFF))
+
+
+def read_or_fault(shard: IndexedShard, row: int, *, draw: int = 0) -> Record | Fault:
+    """Reads a record, or says what is wrong with it.
+
+    Args:
+        shard: An open shard.
+        row: Number of the record.
+        draw: As for ``IndexedShard.read``.
+    """
+    try:
+        return shard.read(row, draw=draw)
+    except RecordError as error:
+        where = {"shard": shard.path, "row": row, "offset": shard.offset(row), "key": error.key}
+        return Fault(**where, reason=error.reason, detail=error.detail)

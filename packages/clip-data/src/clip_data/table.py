@@ -63,8 +63,9 @@ class TableReader:
         """Returns a record's fields, and its image from the file that the row names."""
         fields = {name: _decoded(column[row].as_py()) for name, column in self._columns.items()}
         name = fields.pop(self._image) if self._image else None
-        image = {"__image__": read_image_at(name, self._path)} if self._reads_images else {}
-        return fields | image | {"__key__": fields.get("key") or name}
+        key = fields.get("key") or name
+        image = {"__image__": read_image_at(name, self._path, key=key)} if self._reads_images else {}
+        return fields | image | {"__key__": key}
 
 
 def find_path_column(names: Sequence[str], image_key: str, *, is_needed: bool = True) -> str | None:
@@ -85,30 +86,32 @@ def find_path_column(names: Sequence[str], image_key: str, *, is_needed: bool = 
     return found
 
 
-def read_image_at(name: Any, table: str) -> bytes:
+def read_image_at(name: Any, table: str, *, key: Any) -> bytes:
     """Reads the image file that a table names.
 
     Args:
         name: Its path or URL, relative to the table's folder.
         table: Path of the table.
+        key: Of the row, for errors.
 
     Raises:
         RecordError: ``null_image`` where no file is named, ``missing_image`` where there is none.
     """
+    key = str(key or "")
     if name is None or name == "":
-        raise RecordError("null_image", "no path")
+        raise RecordError("null_image", "no path", key=key)
     if not isinstance(name, str):
-        raise RecordError("missing_image", f"{name!r:.100} is no path")
+        raise RecordError("missing_image", f"{name!r:.100} is no path", key=key)
     path = os.path.join(os.path.dirname(table), name.removeprefix("file://")) if _is_local(name) else name
     if not path.startswith(REMOTE) and "://" in path:
-        raise RecordError("missing_image", f"{path:.300} is an address; images are not downloaded")
+        raise RecordError("missing_image", f"{path:.300} is an address; images are not downloaded", key=key)
     try:
         if "://" not in path and not os.path.isfile(path):  # or something that a read would wait for
             raise FileNotFoundError(f"{path:.300} is no file")
         shard = open_shard(path)
     except OSError as error:
         if isinstance(error, _ABSENT) or isinstance(error.__cause__, _ABSENT):
-            raise RecordError("missing_image", str(error)) from error
+            raise RecordError("missing_image", str(error), key=key) from error
         raise  # the store fails: nothing is said of the image
     return shard.read_at(0, shard.size)
 

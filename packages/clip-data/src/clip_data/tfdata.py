@@ -209,6 +209,8 @@ class TensorflowExecutor:
             return None
         fields = {name: value for name, value in fields.items() if value != b"" and value != _NO_NUMBER}
         place = self._order(position)
+        if self._preparer.remarks(place):
+            return None
         try:
             record = to_record(
                 fields, config.sources[place.source], shard="", row=place.row, draw=self._order.draw(position)

@@ -140,9 +140,9 @@ def read_sample(shard: Shard, entry: TarEntry) -> dict[str, Any]:
         try:
             metadata = json.loads(fields.pop("json"))
         except (ValueError, RecursionError) as error:
-            raise RecordError("bad_record", f"the json member of {key} cannot be read ({error})") from error
+            raise RecordError("bad_record", f"its json member cannot be read ({error})", key=key) from error
         if not isinstance(metadata, dict):
-            raise RecordError("bad_record", f"the json member of {key} is no object but {metadata!r:.100}")
+            raise RecordError("bad_record", f"its json member is no object but {metadata!r:.100}", key=key)
         fields = metadata | fields
     return fields | {"__key__": key}
 

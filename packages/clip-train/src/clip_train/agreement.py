@@ -1,9 +1,10 @@
-"""What the processes of a run decide together while it goes on: to stop, to save because it is time."""
+"""What the processes of a run decide together while it goes on: to stop, to save, that too many samples are bad."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,3 +48,13 @@ class Agreement:
     def forget(self) -> None:
         """Drop the votes under way: what they asked for was just done."""
         self._under_way.clear()
+
+
+def sum_counts(counts: list[int], *, gather: Callable[[list[Any]], list[Any]]) -> list[int]:
+    """Add up counts over the processes, as `clip_data.Pipeline` asks for; collective.
+
+    Args:
+        counts: of this process's samples.
+        gather: `clip_sharding.gather_items`, which takes once what several processes read alike.
+    """
+    return [sum(column) for column in zip(*gather([counts]), strict=True)]

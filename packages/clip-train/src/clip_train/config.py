@@ -93,7 +93,7 @@ class TrainDataConfig:
         canonicalize: remove punctuation before tokenising.
         augment: how training pictures vary; by default they do not.
         num_threads: that decode; by default one per core.
-        max_bad_fraction: the share of samples that may be unusable before the run stops.
+        max_bad_fraction: the share of an epoch's samples that may be unusable before the run stops.
     """
 
     train: tuple[SourceConfig, ...]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 
 import jax
 
 from clip_data import DataConfig, Pipeline, Tokenizer
 from clip_models import ClipConfig
-from clip_sharding import batch_readers
+from clip_sharding import batch_readers, gather_items
+from clip_train.agreement import sum_counts
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, check_evaluation
@@ -140,6 +142,7 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
             global_batch_size=config.global_batch_size,
             process_index=process_index,
             process_count=process_count,
+            sum_counts=functools.partial(sum_counts, gather=functools.partial(gather_items, mesh=where.mesh)),
         )
     program = make_program(config, origin, where, samples_per_epoch=pipeline.num_samples)
     setup = Setup(**vars(program), pipeline=pipeline, tokenizer=tokenizer, warnings=())

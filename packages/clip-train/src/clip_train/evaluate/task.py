@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from clip_data import Batch, DataConfig, Pipeline, SourceConfig, Tokenizer
+from clip_data import Batch, DataConfig, Pipeline, SourceConfig, SumCounts, Tokenizer
+from clip_train.agreement import sum_counts
 from clip_train.evaluate.classification import labels_of, targets_of, zero_shot
 from clip_train.evaluate.config import EvaluationConfig
 from clip_train.evaluate.encoders import Encoders
@@ -19,7 +21,12 @@ from clip_train.evaluate.targets import AllCaptions, AllLabels
 
 
 def evaluation_data(
-    config: EvaluationConfig, data: DataConfig, encoders: Encoders, source: SourceConfig | None = None
+    config: EvaluationConfig,
+    data: DataConfig,
+    encoders: Encoders,
+    source: SourceConfig | None = None,
+    *,
+    sum_counts: SumCounts | None = None,
 ) -> Pipeline:
     """The pipeline of one evaluation: every sample once, in order, prepared as the model expects.
 
@@ -28,6 +35,7 @@ def evaluation_data(
         data: how samples are prepared; its sources are not read.
         encoders: of the model.
         source: another than the one that is evaluated on, such as where a probe learns.
+        sum_counts: as for `Pipeline`, where all processes read it at the same time.
     """
     process_index, process_count = encoders.readers
     source = source or config.data
@@ -43,6 +51,7 @@ def evaluation_data(
         global_batch_size=encoders.batch_size(config.batch_size),
         process_index=process_index,
         process_count=process_count,
+        sum_counts=sum_counts,
     )
 
 
@@ -88,7 +97,9 @@ def evaluate(
     with contextlib.ExitStack() as open_pipelines:
 
         def read(source: SourceConfig) -> Iterable[Batch]:
-            return through(open_pipelines.enter_context(evaluation_data(config, data, encoders, source)))
+            together = functools.partial(sum_counts, gather=encoders.gather_items)
+            pipeline = evaluation_data(config, data, encoders, source, sum_counts=together)
+            return through(open_pipelines.enter_context(pipeline))
 
         pipeline = read(config.data)
         if config.task == "zeroshot_retrieval":
