@@ -166,6 +166,13 @@ def test_init_has_the_published_scale():
     assert params["logit_bias"] == -10
 
 
+def test_drawing_a_deep_model_takes_little_besides():
+    tower = clip_models.TextConfig(vocab_size=8, max_length=4, width=64, num_layers=24, num_heads=2)
+    draw = jax.jit(init, static_argnums=0).lower(clip_models.ClipConfig(text=tower), jax.random.key(0)).compile()
+    memory = draw.memory_analysis()
+    assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 4
+
+
 def test_wrong_inputs_say_what_arrived(siglip, pixel_values, input_ids, random_params):
     params = random_params(siglip)
     with pytest.raises(ValueError, match=r"\[batch, 16, 16, 3\].*got \[3, 8, 16, 3\]"):

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from clip_models import ClipConfig, TextConfig, VisionConfig, init, logical_axes
+import clip_train.state
+from clip_models import ClipConfig, TextConfig, VisionConfig, init, logical_axes, preset
 from clip_sharding import MeshConfig, PartitionConfig, bytes_per_device, make_mesh, shardings, strategy, to_global
 from clip_train.objective import LossConfig, clip_objective
 from clip_train.optimizers import AdamWConfig, ScheduleConfig, make_optimizer, make_schedule
@@ -156,6 +157,31 @@ def test_a_state_is_made_where_it_lives_and_from_weights_that_fit():
     wrong = {**first_params(model), "logit_bias": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=r"\['logit_bias'\]: expected \(\), got \(3,\)"):
         state_from_params(wrong, tx, abstract)
+
+
+def test_a_large_state_is_drawn_in_parts_that_leave_room(monkeypatch):
+    large = jax.eval_shape(functools.partial(init, preset("vit-l-14")), jax.random.key(0))
+    sizes, there = [4 * leaf.size for leaf in jax.tree.leaves(large)], 0
+    parts = clip_train.state._parts(sizes)
+    assert sorted(i for part in parts for i in part) == list(range(len(sizes)))
+    assert len(parts) < 6  # programs to compile
+    for part in parts:
+        size = sum(sizes[i] for i in part)
+        assert there + 2 * size <= 1.2 * sum(sizes)
+        there += size
+
+    def draw():
+        keys = jax.random.split(jax.random.key(0), 3)
+        return {name: jax.random.normal(key, (8, 16 * n)) for name, key, n in zip("cab", keys, (1, 5, 2), strict=True)}
+
+    whole = jax.sharding.NamedSharding(make_mesh(MeshConfig(data=1, fsdp=8)), jax.sharding.PartitionSpec("fsdp"))
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), jax.eval_shape(draw)
+    )
+    monkeypatch.setattr(clip_train.state, "_DRAWN_AT_ONCE", 0)
+    made = clip_train.state.create_params(draw, abstract)
+    jax.tree.map(np.testing.assert_array_equal, made, draw())
+    assert {leaf.sharding for leaf in jax.tree.leaves(made)} == {whole}
 
 
 def test_microbatches_need_a_loss_in_two_halves():

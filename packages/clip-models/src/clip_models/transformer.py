@@ -160,7 +160,9 @@ def stack_blocks(
         The blocks, for :func:`scan_blocks`.
     """
     keys = jax.random.split(rngs.params(), config.num_layers)
-    blocks = nnx.vmap(lambda key: block(config, compute, rngs=nnx.Rngs(key)))(keys)
+    # One after the other: what drawing takes besides, on CPUs three times what is drawn, is then that of one block.
+    draw = nnx.scan(lambda key: block(config, compute, rngs=nnx.Rngs(key)), in_axes=0, out_axes=0)
+    blocks = draw(keys)
     for _, variable in nnx.iter_graph(blocks):
         if isinstance(variable, nnx.Param):
             variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_train.optimizers.names import name_of
 from clip_train.optimizers.preconditioner import Blocks
+
+# Bytes of parameters that are drawn by one program: of fewer, what that takes besides is less than another compilation.
+_DRAWN_AT_ONCE = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,12 +109,52 @@ def abstract_state(
 
 
 def create_state(init: Callable[[], Any], tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
-    """Make the first state, each array directly in its sharding.
+    """Make the first state, each array directly in its sharding; of a large model with little memory besides."""
+    return _around(create_params(init, abstract.params), tx, abstract)
 
-    The parameters come first, by themselves: what drawing them takes besides is free again before the rest is made.
+
+def create_params(init: Callable[[], Any], abstract: Any) -> Any:
+    """Draw parameters where they live.
+
+    Drawing takes memory besides, on CPUs several times that of an array that is no stack of layers. A large model's are
+    therefore drawn in parts, the largest first: what one part takes besides is free again when the last are there.
+
+    Args:
+        init: makes them all.
+        abstract: their shapes and shardings.
     """
-    params = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract.params))()
-    return _around(jax.block_until_ready(params), tx, abstract)
+    leaves, structure = jax.tree.flatten(abstract)
+    made: dict[int, jax.Array] = {}
+    for part in _parts([leaf.size * leaf.dtype.itemsize for leaf in leaves]):
+
+        def draw(part: tuple[int, ...] = part) -> list[jax.Array]:
+            drawn = jax.tree.leaves(init())
+            return [drawn[i] for i in part]
+
+        arrays = jax.jit(draw, out_shardings=[leaves[i].sharding for i in part])()
+        made |= zip(part, jax.block_until_ready(arrays), strict=True)
+    return structure.unflatten([made[i] for i in range(len(leaves))])
+
+
+def _parts(sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Which arrays are drawn together, by their bytes.
+
+    With what is there already, twice the bytes of a part stay below 1.2 times those of all.
+    """
+    whole = remaining = sum(sizes)
+    if whole < _DRAWN_AT_ONCE:
+        return [tuple(range(len(sizes)))]
+    parts: list[tuple[int, ...]] = []
+    waiting = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    while waiting:
+        part = [waiting.pop(0)]
+        size = sizes[part[0]]
+        while waiting and 2 * (size + sizes[waiting[0]]) <= remaining + 0.2 * whole:
+            size += sizes[waiting[0]]
+            part.append(waiting.pop(0))
+        parts.append(tuple(part))
+        remaining -= size
+    return parts
 
 
 def state_from_params(params: Any, tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
