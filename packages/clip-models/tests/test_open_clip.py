@@ -21,7 +21,7 @@ def assert_computes(directory, config, params):
     output = clip_models.apply(
         config, params, pixel_values=golden["pixel_values"].transpose(0, 2, 3, 1), input_ids=golden["input_ids"]
     )
-    for name in ("image_embeds", "text_embeds"):
+    for name in ("image_hidden", "text_hidden", "image_embeds", "text_embeds"):
         np.testing.assert_allclose(getattr(output, name), golden[name], rtol=0, atol=1e-5 * np.abs(golden[name]).max())
 
 
