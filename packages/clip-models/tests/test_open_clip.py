@@ -96,6 +96,7 @@ def test_auto_takes_open_clip_where_hugging_face_cannot(tmp_path):
 def test_published_architectures_are_expressible():
     assert open_clip.find_losses(preset("vit-b-32")) == []
     assert open_clip.find_losses(preset("siglip2-so400m-16-256")) == []
+    assert open_clip.find_losses(preset("siglip2-b-16-naflex")) == ["preprocess.resize_mode = 'naflex'"]
     # timm's tower of this name has exact GELU
     assert open_clip.find_losses(preset("siglip-b-16-224")) == ["vision.activation = 'gelu_tanh'"]
 
