@@ -57,15 +57,12 @@ print(f"{len(paths)} pictures, vectors of {image_embeds.shape[1]} numbers")
 # Both sides have unit norm: the product is the cosine of their angle.
 
 # %%
-expected = config.preprocess
-tokenizer = Tokenizer(
-    expected.tokenizer or MODEL,
-    text_length=expected.text_length,
-    lower_case=expected.lower_case,
-    padding=expected.padding,
-)
-input_ids, _ = tokenizer([SENTENCE])
-text_embeds = np.asarray(jax.jit(encode_text, static_argnums=0)(config, params, input_ids))
+tokenizer = Tokenizer.of(config.preprocess)
+if tokenizer is None:
+    sys.exit(f"{MODEL} has no tokenizer beside it")
+input_ids, attention_mask = tokenizer([SENTENCE])
+mask = attention_mask if config.preprocess.mask_padding else None  # no published CLIP or SigLIP hides its padding
+text_embeds = np.asarray(jax.jit(encode_text, static_argnums=0)(config, params, input_ids, mask))
 
 similarities = (image_embeds @ text_embeds.T)[:, 0]
 for index in np.argsort(-similarities)[:5]:

@@ -1,4 +1,4 @@
-"""big_vision's files are made here from a fixture of transformers, by the layouts that big_vision's modules have."""
+"""One file and its outputs are big_vision's own; others are made here from fixtures of transformers, by its layouts."""
 
 from pathlib import Path
 
@@ -7,10 +7,26 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clip_models import load_config, load_pretrained
+from clip_models import apply, load_config, load_pretrained
 
 SIGLIP = Path(__file__).parent / "fixtures" / "siglip"
 SIGLIP2 = Path(__file__).parent / "fixtures" / "siglip2"
+BIG_VISION = Path(__file__).parent / "fixtures" / "big_vision"  # ViT mu/16, made and run by big_vision in May 2025
+
+
+def test_computes_what_big_vision_computes():
+    config, params = load_pretrained(BIG_VISION / "siglip-mu.npz")
+    golden = np.load(BIG_VISION / "siglip-mu.golden.npz")
+    output = jax.jit(apply, static_argnums=0)(
+        config, params, pixel_values=golden["in_pixel_values"], input_ids=golden["in_input_ids"]
+    )
+    for ours, theirs in (
+        (output.image_embeds, golden["image_embeds"]),
+        (output.text_embeds, golden["text_embeds"]),
+        (output.logit_scale, golden["temperature"][0]),
+        (output.logit_bias, golden["bias"][0]),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 def dense(tensors, name):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import clip_models
 from clip_models import (
@@ -18,6 +19,7 @@ from clip_models import (
 )
 from clip_models.generate import likeliest
 from clip_models.params import flatten
+from clip_models.positions import rotation
 from clip_models.towers import bind_decoder
 
 caption_logits = jax.jit(clip_models.caption_logits, static_argnums=0)
@@ -75,6 +77,13 @@ def test_cached_logits_are_those_without_a_cache(config, params, captions, image
         np.testing.assert_allclose(logits, expected[:, i], rtol=1e-5, atol=1e-5)
 
 
+def as_written(config, logits):
+    """The likeliest tokens, up to each caption's end, then padding."""
+    tokens = np.asarray(logits.argmax(-1))
+    ends = tokens == config.decoder.eos_token_id
+    return np.where(np.cumsum(ends, axis=1) - ends > 0, config.decoder.pad_token_id, tokens)
+
+
 def test_greedy_captions_are_the_likeliest_step_by_step(config, params, pixel_values):
     captions = generate(config, params, pixel_values)
     assert captions.dtype == jnp.int32
@@ -108,6 +117,17 @@ def test_drawn_tokens_are_among_the_likeliest(config, params, pixel_values):
     )
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_tokens_are_drawn_by_their_probabilities(config, params, pixel_values):
+    images = np.tile(pixel_values[:1], (4000, 1, 1, 1))
+    drawn = generate(config, params, images, max_length=1, temperature=3.0, top_k=9, key=jax.random.key(2))
+    logits = caption_logits(config, params, pixel_values[:1], np.zeros((1, 7), np.int32))[:, 0]
+    expected = np.asarray(jax.nn.softmax(likeliest(logits / 3.0, top_k=9, top_p=None)[0]))
+    assert (expected > 0).sum() == 9
+    shares = np.bincount(np.asarray(drawn)[:, 0], minlength=18) / len(images)
+    # within five standard deviations of a share
+    np.testing.assert_array_less(np.abs(shares - expected), 5 * np.sqrt(expected * (1 - expected) / 4000) + 1e-9)
 
 
 def test_likeliest():
@@ -165,12 +185,21 @@ def test_a_key_draws_what_is_predicted_in_parallel(config, params, pixel_values,
     assert not np.array_equal(is_parallel[0], is_parallel[1]) or not np.array_equal(is_parallel[0], is_parallel[2])
 
 
-def test_every_parameter_has_a_gradient(config, random_params, pixel_values, captions):
-    config = replace(config, decoder=replace(CAPPA, positions="learnt", use_bias=True, norm_bias=True))
+@pytest.mark.parametrize(
+    ("decoder", "parallel", "dtype"),
+    [
+        (replace(CAPPA, positions="learnt", use_bias=True, norm_bias=True), [False, False, False], "float32"),
+        (replace(PLAIN, dropout=0.1, attention_dropout=0.1, drop_path=0.1), [True, False, False], "bfloat16"),
+    ],
+    ids=["causal", "tied, some in parallel, with a key, bfloat16"],
+)
+def test_every_parameter_has_a_gradient(random_params, pixel_values, captions, decoder, parallel, dtype):
+    config = ClipConfig(vision=VISION, decoder=decoder, compute=ComputeConfig(dtype=dtype))
     params = random_params(config)
+    options = {"parallel": np.array(parallel), "key": jax.random.key(1) if decoder.dropout else None}
 
     def loss(params):
-        logits = caption_logits(config, params, pixel_values, captions)
+        logits = caption_logits(config, params, pixel_values, captions, **options)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), captions[..., None], axis=-1).mean()
 
     gradients = flatten(jax.jit(jax.grad(loss))(params))
@@ -178,6 +207,27 @@ def test_every_parameter_has_a_gradient(config, random_params, pixel_values, cap
     # a key's bias shifts all logits of a softmax alike, so its gradient is zero but for rounding
     zero = [name for name, g in gradients.items() if np.abs(g).max() < 1e-7 and not name.endswith("key/bias")]
     assert zero == []
+
+
+def test_the_scan_is_the_loop(config, params, captions, image):
+    """The decoder's stack, by its twin: each block's weights taken out, one call each."""
+    hidden, image_mask = image
+    parallel = np.array([True, False, False])
+    decoder = bind_decoder(config, params)
+    positions = jnp.arange(captions.shape[1])
+    mask = (positions[:, None] >= positions) | parallel[:, None, None, None]
+
+    def looped():
+        graphdef, layers = nnx.split(decoder.blocks)
+        x = jnp.take(params["decoder"]["token_embedding"], captions, axis=0)
+        for i in range(config.decoder.num_layers):
+            block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], layers))
+            turned = rotation(positions[None], config.decoder.head_dim, config.decoder.rotary_base)
+            x = block(x, image=hidden, image_mask=image_mask[:, None, None], mask=mask, rotation=turned)
+        return decoder.norm(x) @ params["decoder"]["head"]["kernel"]
+
+    scanned = jax.jit(lambda: decoder(captions, hidden, image_mask=image_mask, parallel=parallel))()
+    np.testing.assert_allclose(scanned, jax.jit(looped)(), rtol=1e-5, atol=1e-5)
 
 
 def test_training_drops_by_its_key(config, params, pixel_values, captions):
@@ -200,11 +250,12 @@ def test_padding_of_images_has_no_influence(config, random_params, captions):
     shapes = np.array([[3, 3], [2, 4], [1, 2]])
     mask = np.arange(9) < shapes.prod(1, keepdims=True)
     inputs = {"pixel_attention_mask": mask.astype(np.int32), "spatial_shapes": shapes}
-    before, after = (
-        caption_logits(config, params, np.where(mask[..., None], patches, padding), captions, **inputs)
-        for padding in (0, 9)
-    )
+    clean, dirty = (np.where(mask[..., None], patches, padding) for padding in (0, 9))
+    before, after = (caption_logits(config, params, images, captions, **inputs) for images in (clean, dirty))
     np.testing.assert_allclose(before, after, atol=1e-5)
+    greedy = np.asarray(generate(config, params, dirty, **inputs))
+    logits = caption_logits(config, params, clean, greedy, **inputs)
+    np.testing.assert_array_equal(greedy, as_written(config, logits))
 
 
 def test_bfloat16_gives_float32_logits(config, params, pixel_values, captions):
@@ -250,3 +301,6 @@ def test_what_is_missing_is_said(siglip, random_params, pixel_values, captions):
         clip_models.caption_logits(config, params, pixel_values, captions, parallel=np.ones(3, bool))
     with pytest.raises(ValueError, match=r"at most decoder.max_length = 7 tokens; got \[3, 14\]"):
         clip_models.caption_logits(config, params, pixel_values, np.tile(captions, 2))
+    outside = np.where(np.arange(7) == 2, -1, captions)  # it is read for the fourth token and those after it
+    logits = caption_logits(config, params, pixel_values, outside)
+    assert np.isnan(logits[:, 3:]).all()

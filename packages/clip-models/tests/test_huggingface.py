@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +147,31 @@ def test_a_tower_with_its_projection(tmp_path, part):
     config, tower = load_pretrained(directory)
     assert config.embed_dim == full.embed_dim
     jax.tree.map(np.testing.assert_array_equal, tower, {part: params[part]})
+
+
+TOWERS = {version: json.loads((FIXTURES / "towers" / f"{version}.json").read_text()) for version in (4, 5)}
+
+
+@pytest.mark.parametrize("name", TOWERS[5])
+def test_what_both_versions_of_transformers_save_of_one_tower(tmp_path, name):
+    def load(version):
+        directory, saved = tmp_path / str(version), TOWERS[version][name]
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(saved["config"]))
+        tensors = {}
+        for key, shape in saved["tensors"].items():  # the same numbers whatever comes before a tensor's name
+            bare = re.sub("^(vision|text)_model.", "", key)
+            tensors[key] = np.random.default_rng(zlib.crc32(bare.encode())).normal(size=shape).astype(np.float32)
+        save_file(tensors, directory / "model.safetensors")
+        config, params = load_pretrained(directory)
+        assert load_config(directory) == config
+        return config, params
+
+    (config, params), (same, newer) = load(4), load(5)
+    assert same == config
+    assert ("vision" in params, "text" in params) == ("Vision" in name, "Text" in name)
+    assert (config.projection_dim == 8) == name.endswith("WithProjection")
+    jax.tree.map(np.testing.assert_array_equal, newer, params)
 
 
 @pytest.mark.parametrize("name", ["clip-first-eos", "siglip"])

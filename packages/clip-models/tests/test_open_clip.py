@@ -21,7 +21,7 @@ def assert_computes(directory, config, params):
     output = clip_models.apply(
         config, params, pixel_values=golden["pixel_values"].transpose(0, 2, 3, 1), input_ids=golden["input_ids"]
     )
-    for name in ("image_embeds", "text_embeds"):
+    for name in ("image_hidden", "text_hidden", "image_embeds", "text_embeds"):
         np.testing.assert_allclose(getattr(output, name), golden[name], rtol=0, atol=1e-5 * np.abs(golden[name]).max())
 
 
@@ -96,6 +96,7 @@ def test_auto_takes_open_clip_where_hugging_face_cannot(tmp_path):
 def test_published_architectures_are_expressible():
     assert open_clip.find_losses(preset("vit-b-32")) == []
     assert open_clip.find_losses(preset("siglip2-so400m-16-256")) == []
+    assert open_clip.find_losses(preset("siglip2-b-16-naflex")) == ["preprocess.resize_mode = 'naflex'"]
     # timm's tower of this name has exact GELU
     assert open_clip.find_losses(preset("siglip-b-16-224")) == ["vision.activation = 'gelu_tanh'"]
 

@@ -1,6 +1,7 @@
 """Every architecture option, alone and combined: finite gradients that are not zero; what padding may not change."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import clip_models
-from clip_models import ClipConfig, ComputeConfig, TextConfig, VisionConfig
+from clip_models import ClipConfig, ComputeConfig, DecoderConfig, TextConfig, VisionConfig
 from clip_models.params import flatten
 
 VISION = {"image_size": 16, "patch_size": 4, "width": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 24}
@@ -43,30 +44,61 @@ TEXTS = {
     "clip-jax": {**NORMFORMER, "positions": "rotary", "pool": "map", "activation": ("gelu", "linear")},
     "map": {"pool": "map", "num_queries": 2, "layer_scale": 0.1},
 }
-# What each option alone adds to the parameters, or takes away.
-ALONE = {
-    "norm": ({"norm": "rmsnorm"}, -4, set()),
-    "norm_scale": ({"norm_scale": False}, -4, set()),
-    "norm_bias": ({"norm_bias": False}, -4, set()),
-    "block": (
-        {"block": "normformer"},
-        6,
-        {"blocks/attention_norm/bias", "blocks/mlp/norm/scale", "map_head/mlp/norm/bias"},
-    ),
-    "use_bias": ({"use_bias": False}, -12, set()),
-    "activation": ({"activation": ["silu", "linear"]}, 4, {"blocks/mlp/fc1_2/kernel", "map_head/mlp/fc1_2/bias"}),
-    "qk_norm": ({"qk_norm": True}, 4, {"blocks/attention/query_norm/scale", "map_head/attention/key_norm/scale"}),
-    "layer_scale": ({"layer_scale": 0.1}, 2, {"blocks/layer_scale1", "blocks/layer_scale2"}),
-    "positions": ({"positions": "factorized"}, 1, {"position_embedding/rows", "position_embedding/columns"}),
-    "sincos2d": ({"positions": "sincos2d"}, -1, set()),
-    "rotary": ({"positions": "rotary"}, -1, set()),
-    "gap": ({"pool": "gap"}, -15, set()),
-    "class_token": ({"class_token": True}, 1, {"class_embedding"}),
-    "num_registers": ({"num_registers": 2}, 1, {"registers"}),
-    "embed_norm": ({"embed_norm": True}, 2, {"embed_norm/scale", "embed_norm/bias"}),
-    "projection_bias": ({"projection_bias": True}, 1, {"projection/bias"}),
-    "patch_bias": ({"patch_bias": False}, -1, set()),
+# These pool one token, which masks and cuts of the padding may take away.
+TOKENS = {
+    "first eos": {"pool": "first_eos", "eos_token_id": 19, "positions": "rotary", "qk_norm": True, "layer_scale": 0.1},
+    "argmax": {"pool": "argmax", "norm": "rmsnorm", "activation": ("silu", "linear"), "causal": True},
+    "last": {**NORMFORMER, "activation": ("mish", "elu")},
 }
+
+
+class Alone(NamedTuple):
+    """An option, and what it alone, or after those that it needs, adds to the arrays of a tower, or takes away."""
+
+    tower: str
+    options: dict
+    more: int = 0
+    names: tuple[str, ...] = ()
+    needs: dict = {}  # noqa: RUF012 (nobody changes it)
+
+
+def in_every_tower(options: dict, vision: int, text: int, decoder: int, names=(), needs=None) -> list[Alone]:
+    more = {"vision": vision, "text": text, "decoder": decoder}
+    return [Alone(tower, options, number, names, needs or {}) for tower, number in more.items()]
+
+
+ALONE = [
+    *in_every_tower({"norm": "rmsnorm"}, -4, -3, -4),
+    *in_every_tower({"norm_scale": False}, -4, -3, -4),
+    *in_every_tower({"norm_bias": False}, -4, -3, -4),
+    *in_every_tower({"norm_eps": 0.1}, 0, 0, 0),
+    *in_every_tower({"block": "normformer"}, 6, 4, 6, ("blocks/attention_norm/bias", "blocks/mlp/norm/scale")),
+    *in_every_tower({"use_bias": False}, -12, -6, -10),
+    *in_every_tower({"activation": ["silu", "linear"]}, 4, 2, 2, ("blocks/mlp/fc1_2/kernel",)),
+    *in_every_tower({"qk_norm": True}, 4, 2, 4, ("blocks/attention/query_norm/scale",)),
+    *in_every_tower({"layer_scale": 0.1}, 2, 2, 3, ("blocks/layer_scale1", "blocks/layer_scale2")),
+    *in_every_tower({"positions": "rotary"}, -1, -1, -1),
+    *in_every_tower({"rotary_base": 100.0}, 0, 0, 0, needs={"positions": "rotary"}),
+    Alone("vision", {"positions": "factorized"}, 1, ("position_embedding/rows", "position_embedding/columns")),
+    Alone("vision", {"positions": "sincos2d"}, -1),
+    Alone("vision", {"pool": "gap"}, -15),
+    Alone("vision", {"num_queries": 2}),
+    Alone("vision", {"class_token": True}, 1, ("class_embedding",)),
+    Alone("vision", {"num_registers": 2}, 1, ("registers",)),
+    Alone("vision", {"keep_registers": True}, needs={"num_registers": 2}),
+    Alone("vision", {"final_norm": "pooled"}),
+    Alone("vision", {"embed_norm": True}, 2, ("embed_norm/scale", "embed_norm/bias")),
+    Alone("vision", {"projection_bias": True}, 1, ("projection/bias",)),
+    Alone("vision", {"patch_bias": False}, -1),
+    Alone("text", {"causal": True}),
+    Alone("text", {"pool": "argmax"}),
+    Alone("text", {"pool": "first_eos", "eos_token_id": 3}),
+    Alone("text", {"pool": "gap"}),
+    Alone("text", {"pool": "map"}, 15, ("map_head/probe",)),
+    Alone("text", {"num_queries": 2}, needs={"pool": "map"}),
+    Alone("text", {"projection_bias": False}, -1),
+    Alone("decoder", {"tied_embedding": True}, -1),
+]
 
 
 def vision_model(**options) -> ClipConfig:
@@ -93,24 +125,35 @@ def assert_every_parameter_learns(loss, params):
     assert zero == []
 
 
-@pytest.mark.parametrize(("options", "more", "names"), ALONE.values(), ids=ALONE.keys())
-def test_an_option_alone(options, more, names):
-    """Its parameters are there under their names, and the program that uses them can be made."""
+def captioner(**options) -> ClipConfig:
+    return replace(vision_model(pool="gap"), decoder=DecoderConfig(**{**TEXT, **options}))
 
-    def shapes(config):
-        return jax.eval_shape(lambda: clip_models.init(config, jax.random.key(0)))
 
-    config, default = vision_model(**options), vision_model()
-    params = shapes(config)
-    arrays = flatten(params["vision"])
-    assert len(arrays) - len(flatten(shapes(default)["vision"])) == more
-    assert names <= arrays.keys()
+MODELS = {"vision": vision_model, "text": text_model, "decoder": captioner}
+
+
+def run(tower: str, config: ClipConfig, params):
+    """The outputs that say what a tower is: embeddings and hidden vectors, or logits."""
+    if tower == "decoder":
+        return clip_models.caption_logits(config, params, pixels(config), token_ids()[:3])
+    inputs = {"pixel_values": pixels(config)} if tower == "vision" else {"input_ids": token_ids()}
+    return clip_models.apply(config, params, **inputs)
+
+
+@pytest.mark.parametrize("option", ALONE, ids=lambda option: f"{option.tower} {option.options}")
+def test_an_option_alone(option):
+    """Its parameters are there under their names, and the program that uses them can be made, and is another."""
+    model = MODELS[option.tower]
+    default, config = model(**option.needs), model(**option.needs, **option.options)
+    defaults, params = (jax.eval_shape(lambda c=c: clip_models.init(c, jax.random.key(0))) for c in (default, config))
+    arrays = flatten(params[option.tower])
+    assert len(arrays) - len(flatten(defaults[option.tower])) == option.more
+    assert set(option.names) <= arrays.keys()
     assert flatten(clip_models.logical_axes(config)).keys() == flatten(params).keys()
-    x = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
-    program, usual = (
-        jax.make_jaxpr(lambda p, x, c=c: clip_models.encode_image(c, p, x))(shapes(c), x) for c in (config, default)
+    usual, program = (
+        jax.make_jaxpr(lambda p, c=c: run(option.tower, c, p))(p) for c, p in ((default, defaults), (config, params))
     )
-    assert program.out_avals[0].shape == (2, 8)
+    assert program.out_avals[0].shape == usual.out_avals[0].shape
     assert str(program) != str(usual)
 
 
@@ -123,7 +166,7 @@ def test_gradients_of_an_image_tower(options, random_params):
     )
 
 
-@pytest.mark.parametrize("options", TEXTS.values(), ids=TEXTS.keys())
+@pytest.mark.parametrize("options", [*TEXTS.values(), *TOKENS.values()], ids=[*TEXTS, *TOKENS])
 def test_gradients_of_a_text_tower(options, random_params):
     config = text_model(**options)
     ids, weights = token_ids(), np.random.default_rng(1).normal(size=(4, 8))
@@ -172,6 +215,15 @@ def test_a_sequence_of_patches_is_its_image(options, random_params):
         np.testing.assert_allclose(batch.pooled[i], alone.pooled[0], atol=1e-4, rtol=1e-4)
         num = alone.hidden.shape[1]
         np.testing.assert_allclose(batch.hidden[i, :num], alone.hidden[0], atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_of_sequences_of_patches(random_params):
+    config = vision_model(flexible=True, positions="factorized", num_registers=1)
+    x, grids = np.random.default_rng(0).normal(size=(3, 9, 48)).astype(np.float32), np.array([[3, 3], [2, 4], [1, 2]])
+    weights = np.random.default_rng(1).normal(size=(3, 8))
+    assert_every_parameter_learns(
+        lambda p: jnp.sum(weights * clip_models.encode_image(config, p, x, spatial_shapes=grids)), random_params(config)
+    )
 
 
 def test_an_empty_sequence_is_finite(random_params):

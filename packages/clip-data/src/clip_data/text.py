@@ -11,18 +11,32 @@ import os
 import string
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from clip_data.config import DataConfig
 
 __all__ = ["Padding", "Tokenizer"]
 
 Padding = Literal["max_length", "longest"]
 
 _PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+
+
+class TextsExpected(Protocol):
+    """What texts become: fields of `DataConfig`, and of `ClipConfig.preprocess` in clip_models, as in `Tokenizer`."""
+
+    @property
+    def tokenizer(self) -> str | None: ...
+    @property
+    def text_length(self) -> int: ...
+    @property
+    def lower_case(self) -> bool: ...
+    @property
+    def canonicalize(self) -> bool: ...
+    @property
+    def padding(self) -> Padding: ...
+    @property
+    def pad_id(self) -> int | None: ...
 
 
 class Tokenizer:
@@ -75,8 +89,8 @@ class Tokenizer:
         self._lock = threading.Lock()
 
     @staticmethod
-    def of(config: DataConfig) -> Tokenizer | None:
-        """Returns the tokenizer that a config names, or None where it names none."""
+    def of(config: TextsExpected) -> Tokenizer | None:
+        """Returns the tokenizer that a config names, a `DataConfig` or a model's `preprocess`; None: it names none."""
         if config.tokenizer is None:
             return None
         return Tokenizer(

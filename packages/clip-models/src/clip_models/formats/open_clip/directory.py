@@ -58,6 +58,8 @@ def open_open_clip(
 
 def find_losses(config: ClipConfig) -> list[str]:
     """Lists what open_clip cannot express of a model; nothing where it can express all."""
+    if config.preprocess.resize_mode == "naflex":
+        return ["preprocess.resize_mode = 'naflex'"]
     try:
         read_back: ClipConfig | str = read_config(write_config(config))
     except ValueError as error:
