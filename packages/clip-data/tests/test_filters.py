@@ -16,7 +16,7 @@ def wanted(filters, metadata, image=b""):
     ("condition", "kept", "dropped"),
     [
         ({"min": 0.28}, [0.28, 1, "0.3", b"0.3"], [0.27, "x", None, float("nan"), ""]),
-        ({"max": 3}, [3, -1], [3.5]),
+        ({"max": 3}, [3, -1, -(10**400)], [3.5, 10**400]),
         ({"min": 1, "max": 2}, [1, 2], [0, 3]),
         ({"one_of": ("en", 5)}, ["en", b"en", 5, "5"], ["de", None]),
         ({"none_of": ("nsfw",)}, ["sfw", b"sfw"], ["nsfw", b"nsfw", None]),
@@ -39,6 +39,7 @@ def test_derived_columns(encode):
     assert not wanted(Filter(column="smallest_side", min=9), {}, encode(size=(24, 8)))
     assert not wanted(side, {}, b"<html>")
     assert not wanted(side, {"smallest_side": 3, "width": 300, "height": 300})
+    assert not wanted(ratio, {"width": 10**400, "height": 10**400})
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,13 @@ def test_derived_columns(encode):
         ({}, "needs one of min, max"),
         ({"min": 2, "max": 1}, "min must not exceed max for 'c'; they are 2 and 1"),
         ({"min": float("nan")}, "NaN"),
-        ({"one_of": "en"}, "must be lists"),
+        ({"one_of": "en"}, "one_of of 'c' must be a list of texts or numbers, not 'en'"),
+        ({"none_of": 5}, "none_of of 'c' must be a list"),
+        ({"one_of": [None]}, r"must be a list of texts or numbers, not \(None,\)"),
+        ({"min": "3"}, "min of 'c' must be a number, not '3'"),
+        ({"max": True}, "max of 'c' must be a number, not True"),
+        ({"uids": 5}, "uids of 'c' must be the path of a .npy file, not 5"),
+        ({"column": 5, "min": 1}, "column must be a field's name, not 5"),
         ({"min": 1, "missing": "x"}, "drop or keep, not 'x'"),
         ({"column": "", "min": 1}, "not ''"),
     ],

@@ -68,16 +68,26 @@ class Filter:
         for name in ("one_of", "none_of"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.column:
-            raise ValueError("a filter's column must be a field's name, not ''")
+        if not self.column or not isinstance(self.column, str):
+            raise ValueError(f"a filter's column must be a field's name, not {self.column!r}")
+        for name in ("min", "max"):
+            bound = getattr(self, name)
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
+                raise ValueError(f"{name} of {self.column!r} must be a number, not {bound!r}")
+        for name in ("one_of", "none_of"):
+            values = getattr(self, name)
+            if values is not None and not (
+                isinstance(values, tuple) and all(isinstance(value, str | int | float) for value in values)
+            ):
+                raise ValueError(f"{name} of {self.column!r} must be a list of texts or numbers, not {values!r}")
+        if self.uids is not None and not isinstance(self.uids, str):
+            raise ValueError(f"uids of {self.column!r} must be the path of a .npy file, not {self.uids!r}")
         if all(value is None for value in (self.min, self.max, self.one_of, self.none_of, self.uids)):
             raise ValueError(f"the filter on {self.column!r} needs one of min, max, one_of, none_of, uids")
         if any(bound is not None and math.isnan(bound) for bound in (self.min, self.max)):
             raise ValueError(f"the bounds of {self.column!r} must be numbers, not NaN")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min must not exceed max for {self.column!r}; they are {self.min:g} and {self.max:g}")
-        if isinstance(self.one_of, str) or isinstance(self.none_of, str):
-            raise ValueError(f"one_of and none_of of {self.column!r} must be lists")
         if self.missing not in ("drop", "keep"):
             raise ValueError(f"missing must be drop or keep, not {self.missing!r}")
 
@@ -152,6 +162,8 @@ def _sides(metadata: Mapping[str, Any], image: bytes) -> tuple[float, float] | N
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         return None
     return None if math.isnan(number) else number

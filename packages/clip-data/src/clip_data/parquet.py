@@ -92,7 +92,7 @@ class ParquetReader:
             return fields | ({"__image__": image} if self._reads_images else {})
         key = fields.get("key") or image
         found = {"__image__": read_image_at(image, self._path, key=key)} if self._reads_images else {}
-        return fields | found | {"__key__": key}
+        return fields | found | {"__path__": image}
 
     def _first(self, group: int) -> int:
         return self._ends[group - 1] if group else 0

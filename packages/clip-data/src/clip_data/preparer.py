@@ -40,13 +40,16 @@ class Sample(NamedTuple):
     image_id: int
     text_id: int
     place: Place
+    key_is_path: bool
 
     @staticmethod
     def of(record: Record, place: Place) -> Sample:
         """Takes from a record what stays when its image is decoded."""
-        text = record.caption.encode("utf-8", "replace")
+        text = record.caption.encode("utf-8", "replace")  # a transform may have made anything of it
         image_id = _checksum(record.image) if record.image else -1
-        return Sample(record.key, record.caption, record.label, image_id, _checksum(text), place)
+        return Sample(
+            record.key, text.decode("utf-8"), record.label, image_id, _checksum(text), place, record.key_is_path
+        )
 
 
 class Preparer:

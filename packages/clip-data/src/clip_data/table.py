@@ -65,7 +65,7 @@ class TableReader:
         name = fields.pop(self._image) if self._image else None
         key = fields.get("key") or name
         image = {"__image__": read_image_at(name, self._path, key=key)} if self._reads_images else {}
-        return fields | image | {"__key__": key}
+        return fields | image | {"__path__": name}
 
 
 def find_path_column(names: Sequence[str], image_key: str, *, is_needed: bool = True) -> str | None:
