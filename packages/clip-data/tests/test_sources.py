@@ -19,6 +19,15 @@ def test_lists_globs_braces_and_files(tmp_path):
     assert list_shards(f"file://{tmp_path}/008.tar") == [f"{tmp_path}/008.tar"]
 
 
+def test_a_read_that_the_system_cuts_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "1.tar").write_bytes(bytes(range(100)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, length, offset: pread(file, min(length, 30), offset))
+    shard = sources.open_shard(str(tmp_path / "1.tar"))
+    assert shard.read_at(5, 1000) == bytes(range(5, 100))
+    assert shard.read_at(0, 10) == bytes(range(10))
+
+
 def test_every_missing_shard_is_named(tmp_path):
     (tmp_path / "1.tar").touch()
     with pytest.raises(FileNotFoundError) as error:

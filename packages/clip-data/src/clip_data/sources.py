@@ -37,7 +37,14 @@ class _LocalShard:
         self.size = os.fstat(self._descriptor).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        return os.pread(self._descriptor, min(length, self.size - offset), offset)
+        length = min(length, self.size - offset)
+        data = os.pread(self._descriptor, length, offset)
+        while len(data) < length:  # of more than 2 GiB the system gives a part
+            more = os.pread(self._descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
 
     def __del__(self, close=os.close):
         # Shards are shared between threads and dropped from a cache while others may still read them. `close` is bound
