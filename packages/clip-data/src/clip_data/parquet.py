@@ -189,6 +189,8 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[tuple[bytes, dict[st
 
 
 def _array(values: list[Any]) -> pa.Array:
+    if any(isinstance(value, list) for value in values):  # a caption here, several there
+        values = [value if value is None or isinstance(value, list) else [value] for value in values]
     try:
         return pa.array(values)
     except pa.ArrowException:
