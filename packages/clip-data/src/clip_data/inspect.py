@@ -104,7 +104,7 @@ def _records(
         first += report.num_records
         if not len(rows):
             continue
-        shard = IndexedShard(source, report.path)
+        shard = IndexedShard(source, report.path, in_order=True)
         for row in rows.tolist():
             yield report, read_or_fault(shard, row)
 

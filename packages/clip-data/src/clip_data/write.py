@@ -133,7 +133,7 @@ class _Log:
 def _usable(source: SourceConfig, log: _Log, *, verify: bool, keep_uncaptioned: bool) -> Iterator[Record]:
     def found() -> Iterator[Record | Fault]:
         for path in list_source(source):
-            shard = IndexedShard(source, path)
+            shard = IndexedShard(source, path, in_order=True)
             if shard.fault is not None:
                 log.add(shard.fault)
             yield from scan(shard)
