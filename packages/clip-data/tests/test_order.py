@@ -99,7 +99,27 @@ def test_what_follows_a_block(num_streams):
     for lane in range(num_streams):
         shards = [order(n).shard for n in range(lane, 3 * 43, num_streams)]
         for n, (here, there) in enumerate(itertools.pairwise(shards)):
-            assert there == here or there in order.following(lane + n * num_streams)[1]
+            assert there == here or there in order.following(lane + n * num_streams)[1].shards
+
+
+@pytest.mark.parametrize(
+    ("counts", "options"),
+    [
+        ([[4, 3, 5, 2, 6, 4]], {"num_streams": 2}),
+        ([[4, 3, 5], [9, 2]], {"concatenate": True, "shuffle": False}),
+        ([[40, 30, 50, 9], [90, 7, 6, 5]], {"num_streams": 2}),
+    ],
+)
+def test_a_block_ends_after_its_last_sample(counts, options):
+    order = make(counts, (3.0, 1.0)[: len(counts)], **options)
+    last, total = {}, 3 * sum(map(sum, counts))
+    for position in range(total):
+        place, end = order.locate(position)
+        assert place == order(position)
+        last[place.source, end] = position
+    ended = [(end, position) for (_, end), position in last.items() if end <= total]
+    assert len(ended) > 5
+    assert all(end == position + 1 for end, position in ended)
 
 
 def test_replacements_stay_in_the_block_then_leave_it():

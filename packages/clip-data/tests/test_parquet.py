@@ -184,6 +184,21 @@ def test_texts_alone_may_be_many_in_few_bytes(tmp_path):
         assert (pipeline.num_samples, next(pipeline).caption) == (200_000, ["dog"] * 4)
 
 
+def test_row_groups_are_held_while_their_block_lasts(write, encode):
+    for number in range(12):
+        path = write(img2dataset(encode, 30), f"{number:02d}.parquet", row_group_size=5)
+    source = SourceConfig(format="parquet", shards=path.replace("11.parquet", "*.parquet"))
+    options = {"tokenizer": None, "text_length": 1, "block_shards": 4, "num_streams": 2, "prefetch": 1}
+    with Pipeline(DataConfig(sources=(source,), image_size=8, **options), global_batch_size=4) as pipeline:
+        held = []
+        for _ in itertools.islice(pipeline, 180):
+            slots = [*pipeline._executor._preparer._open.values()]
+            held.append(sum(len(slot.shard._reader._groups) for slot in slots if slot.shard))
+    # A block has 24, another begins in the batch in which it ends, and a stream may begin and end within a shard.
+    assert max(held) <= 24 + 10
+    assert sum(held) / len(held) < 24
+
+
 def test_one_row_group_is_held_where_rows_are_read_in_order(write, encode):
     shard = IndexedShard(SourceConfig(format="parquet", shards="x"), write(img2dataset(encode, 40)), in_order=True)
     for n, _ in enumerate(scan(shard)):

@@ -46,12 +46,14 @@ class Block(NamedTuple):
         firsts: For each of them its first record that belongs here; the block takes all of a shard but at its ends.
         ends: Records up to the end of each.
         permutation: The records in the order of the samples; None takes them as they come.
+        end: Position in the run after its last sample.
     """
 
     shards: list[int]
     firsts: list[int]
     ends: list[int]
     permutation: np.ndarray | None
+    end: int
 
 
 class _Epoch(NamedTuple):
@@ -137,8 +139,17 @@ class Order:
 
     def __call__(self, position: int) -> Place:
         """Returns the place of sample number ``position`` of the run, counted from 0."""
+        return self.locate(position)[0]
+
+    def locate(self, position: int) -> tuple[Place, int]:
+        """Returns the place of a sample, and the position after the last one of its block.
+
+        Args:
+            position: Of the sample in the run.
+        """
         source, block, offset = self._in_block(position)
-        return _place(source, block, offset if block.permutation is None else int(block.permutation[offset]))
+        index = offset if block.permutation is None else int(block.permutation[offset])
+        return _place(source, block, index), block.end
 
     def rows(self, start: int, size: int) -> list[int]:
         """Returns the positions of a batch, row by row: those of one stream are neighbours.
@@ -174,18 +185,18 @@ class Order:
         draw = mix(self._seed, 2, position, attempt)
         if attempt - num_skipped > _ATTEMPTS_IN_BLOCK or num_skipped > _SKIPS_IN_BLOCK:
             ends = np.cumsum(self._counts[source]).tolist()
-            block = Block(list(range(len(ends))), [0] * len(ends), ends, None)
+            block = block._replace(shards=list(range(len(ends))), firsts=[0] * len(ends), ends=ends)
         return _place(source, block, draw % block.ends[-1])
 
-    def following(self, position: int) -> tuple[int, list[int]]:
-        """Returns the source of a position and the shards of the block that comes after its own in its stream."""
+    def following(self, position: int) -> tuple[int, Block]:
+        """Returns the source of a position and the block that comes after its own in its stream."""
         source, position = self._in_source(position)
         epoch, stream, number, _ = self._locate(source, position)
         if number + 1 < len(self._stream(source, epoch, stream).ends):
-            return source, self._block(source, epoch, stream, number + 1).shards
+            return source, self._block(source, epoch, stream, number + 1)
         # An epoch that does not divide by the streams shifts them against the positions.
         stream = (stream - self._totals[source]) % self._streams[source]
-        return source, self._block(source, epoch + 1, stream, 0).shards
+        return source, self._block(source, epoch + 1, stream, 0)
 
     def _in_source(self, position: int) -> tuple[int, int]:
         if self._starts is not None:
@@ -200,6 +211,19 @@ class Order:
         cycle, slot = divmod(position, _MIX_CYCLE)
         source = int(sources[slot])
         return source, (cycle * int(sizes[source]) + int(ranks[slot])) * self.num_streams + lane
+
+    def _in_run(self, source: int, position: int) -> int:
+        """Returns the position in the run of one in a source: what ``_in_source`` undoes."""
+        if self._starts is not None:
+            epoch, position = divmod(position, self._totals[source])
+            return epoch * self._starts[-1] + self._starts[source] + position
+        if self._slots is None:
+            return position
+        sources, _, sizes = self._slots
+        position, lane = divmod(position, self.num_streams)
+        cycle, rank = divmod(position, int(sizes[source]))
+        slot = int(np.flatnonzero(sources == source)[rank])
+        return (cycle * _MIX_CYCLE + slot) * self.num_streams + lane
 
     def _in_block(self, position: int) -> tuple[int, Block, int]:
         source, position = self._in_source(position)
@@ -241,7 +265,8 @@ class Order:
         permutation = None
         if self._shuffle:
             permutation = _permutation(last - first, mix(self._seed, 1, source, epoch, stream, number))
-        return Block(shards.tolist(), firsts, ends, permutation)
+        at = epoch * self._totals[source] + (here.ends[number] - 1) * self._streams[source] + stream
+        return Block(shards.tolist(), firsts, ends, permutation, self._in_run(source, at) + 1)
 
 
 def _place(source: int, block: Block, index: int) -> Place:
