@@ -226,6 +226,10 @@ def test_all_that_is_missing_or_locked_is_named_at_the_start(tmp_path, monkeypat
         pipeline("{a,b}.tfrecord", "c.tfrecord")
     assert all(name in str(locked.value) for name in ("a.tfrecord", "c.tfrecord"))
     assert "b.tfrecord" not in str(locked.value)
+    for patterns in (("{a,x}.tfrecord", "b.tfrecord", "c.tfrecord"), ("a.tfrecord", "{c,x}.tfrecord")):
+        with pytest.raises(FileNotFoundError) as both:
+            pipeline(*patterns)
+        assert all(name in str(both.value) for name in ("a.tfrecord", "c.tfrecord", "x.tfrecord", "no permission"))
 
 
 @pytest.mark.parametrize("form", FORMS)

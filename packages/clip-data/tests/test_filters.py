@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from clip_data import DataConfig, DataError, Filter, Pipeline, SourceConfig, read_records
-from clip_data.filters import make_predicate
+from clip_data import DataConfig, DataError, Filter, Pipeline, SourceConfig, filters, read_records
+from clip_data.filters import filters_identity, make_predicate
 from clip_data.tfrecord import write_examples
 
 
@@ -64,12 +64,31 @@ def test_filter_refuses(wrong, message):
         Filter(**{"column": "c", **wrong})
 
 
-def test_uids(tmp_path):
+def test_uids(tmp_path, monkeypatch):
     uids = [f"{n:032x}" for n in (3, 7 << 64, (9 << 64) + 5, (1 << 128) - 1)]
     np.save(tmp_path / "u.npy", np.array([(int(u[:16], 16), int(u[16:], 16)) for u in uids], "u8,u8"))
     keep = Filter(column="uid", uids=str(tmp_path / "u.npy"))
+    monkeypatch.setattr(filters, "_UIDS_AT_ONCE", 2)
     assert all(wanted(keep, {"uid": uid}) and wanted(keep, {"uid": uid.encode()}) for uid in uids)
     assert not any(wanted(keep, {"uid": uid}) for uid in (f"{4:032x}", f"{9 << 64:032x}", "f" * 16, "no uid", 3, None))
+
+
+def test_a_file_of_uids_is_known_by_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(filters, "_UIDS_AT_ONCE", 1000)
+    uids = np.zeros(5000, "u8,u8")
+    uids["f0"] = np.arange(5000) * 2
+    words = []
+    for name, uid in (("a", 4000), ("b", 4001), ("c", 3)):
+        changed = uids.copy()
+        changed["f0"][2000] = uid
+        np.save(tmp_path / f"{name}.npy", changed)
+        keep = [Filter(column="uid", uids=str(tmp_path / f"{name}.npy"))]
+        if name == "c":
+            with pytest.raises(ValueError, match="must be sorted"):
+                filters_identity(keep)
+        else:
+            words.append(filters_identity(keep))
+    assert words[0] != words[1]
 
 
 def test_files_that_hold_no_uids(tmp_path):

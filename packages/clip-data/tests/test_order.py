@@ -60,6 +60,11 @@ def test_sources_mix_by_weight_and_evenly():
     assert sorted(rows[:1000]) == list(range(1000))
 
 
+def test_more_sources_than_a_cycle_usually_has():
+    order = make([[1]] * 5000, [1.0] * 5000, num_streams=1)
+    assert len({place.source for place in take(order, 0, 8192)}) == 5000
+
+
 def test_a_tiny_weight_is_not_lost():
     places = take(make([[5], [5], [5]], (1.0, 1e-9, 1.0)), 0, 4096)
     assert Counter(place.source for place in places)[1] == 1

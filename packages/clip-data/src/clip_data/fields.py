@@ -132,7 +132,7 @@ def _depth(value: Any) -> int:
 
 def _take_image(fields: dict[str, Any], name: str, *, is_needed: bool) -> bytes:
     key = "__image__" if "__image__" in fields else _find(fields, name, IMAGE_KEYS)
-    if key != "__image__" and name == "auto" and (key is None or _is_nothing(fields[key])):
+    if key != "__image__" and name == "auto" and (key is None or not _image_bytes(fields[key])):
         key = next((other for other, value in fields.items() if is_picture(_image_bytes(value) or b"")), key)
     image = _image_bytes(fields.pop(key)) if key else b""
     if not is_needed:

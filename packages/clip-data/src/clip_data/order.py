@@ -24,7 +24,7 @@ from clip_data.config import DataConfig
 
 __all__ = ["Block", "Order", "Place", "mix"]
 
-_MIX_CYCLE = 4096  # weights are honoured to one part in this
+_MIX_CYCLE = 4096
 _ATTEMPTS_IN_BLOCK = 8
 _SKIPS_IN_BLOCK = 1024
 _MASK = (1 << 64) - 1
@@ -108,7 +108,9 @@ class Order:
         self.num_streams: int = max(self._streams)
         self._block_shards = [max(block_shards // streams, 1) if shuffle else 1 for streams in self._streams]
         self._starts = [0, *itertools.accumulate(self._totals)] if concatenate else None
-        self._slots = None if concatenate or len(counts) == 1 else _interleave(weights)
+        # Weights are honoured to one part in a cycle.
+        self._cycle = max(_MIX_CYCLE, 1 << (len(counts) - 1).bit_length())
+        self._slots = None if concatenate or len(counts) == 1 else _interleave(weights, self._cycle)
         # Samples come roughly in order from every source, so that a few epochs and blocks of each are enough.
         self._epoch = lru_cache(maxsize=2 * len(counts))(self._make_epoch)
         self._stream = lru_cache(maxsize=4 * sum(self._streams))(self._make_stream)
@@ -208,7 +210,7 @@ class Order:
         sources, ranks, sizes = self._slots
         # All streams take from one source at a time: a stream of the batch stays a stream of each source.
         position, lane = divmod(position, self.num_streams)
-        cycle, slot = divmod(position, _MIX_CYCLE)
+        cycle, slot = divmod(position, self._cycle)
         source = int(sources[slot])
         return source, (cycle * int(sizes[source]) + int(ranks[slot])) * self.num_streams + lane
 
@@ -223,7 +225,7 @@ class Order:
         position, lane = divmod(position, self.num_streams)
         cycle, rank = divmod(position, int(sizes[source]))
         slot = int(np.flatnonzero(sources == source)[rank])
-        return (cycle * _MIX_CYCLE + slot) * self.num_streams + lane
+        return (cycle * self._cycle + slot) * self.num_streams + lane
 
     def _in_block(self, position: int) -> tuple[int, Block, int]:
         source, position = self._in_source(position)
@@ -274,13 +276,13 @@ def _place(source: int, block: Block, index: int) -> Place:
     return Place(source, block.shards[which], block.firsts[which] + index - (block.ends[which - 1] if which else 0))
 
 
-def _interleave(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _interleave(weights: Sequence[float], cycle: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Spreads sources over a cycle: the source of each slot, how many of it came before, and how many there are."""
-    shares = np.asarray(weights, np.float64) / np.sum(weights) * _MIX_CYCLE
+    shares = np.asarray(weights, np.float64) / np.sum(weights) * cycle
     sizes = np.maximum(np.floor(shares).astype(np.int64), 1)
-    for source in np.argsort(sizes - shares, kind="stable")[: max(_MIX_CYCLE - int(sizes.sum()), 0)]:
+    for source in np.argsort(sizes - shares, kind="stable")[: max(cycle - int(sizes.sum()), 0)]:
         sizes[source] += 1
-    sizes[int(np.argmax(sizes))] -= int(sizes.sum()) - _MIX_CYCLE  # where tiny weights were raised to one slot
+    sizes[int(np.argmax(sizes))] -= int(sizes.sum()) - cycle  # where tiny weights were raised to one slot
     sources = np.repeat(np.arange(len(sizes)), sizes)
     ranks = np.concatenate([np.arange(size) for size in sizes])
     slots = np.argsort((ranks + 0.5) / sizes[sources], kind="stable")

@@ -169,9 +169,9 @@ def list_source(source: SourceConfig) -> list[str]:
     """Lists a source's shards, as ``list_shards`` does.
 
     Raises:
-        FileNotFoundError: Some pattern names no shard; all such patterns are listed.
-        PermissionError: Some local shard may not be read; all are listed.
-        ValueError: A shard is named twice, or a ``class_folder`` source names several folders.
+        FileNotFoundError: As ``list_shards``.
+        PermissionError: Likewise.
+        ValueError: Likewise; or a ``class_folder`` source names several folders.
     """
     paths = list_shards(source.shards, folders=source.format in FOLDERS)
     if source.format == "class_folder" and len(paths) > 1:
@@ -186,20 +186,20 @@ def list_sources(sources: Sequence[SourceConfig]) -> list[list[str]]:
     """Lists the shards of several sources.
 
     Raises:
-        FileNotFoundError: Shards are missing; those of all sources are named.
-        PermissionError: Likewise, where none is missing.
+        FileNotFoundError: Shards are missing; those of all sources are named, and what may not be read.
+        PermissionError: Some may not be read, and none is missing; likewise.
         ValueError: As ``list_source`` raises.
     """
     found: list[list[str]] = []
-    errors: dict[type[OSError], list[str]] = {FileNotFoundError: [], PermissionError: []}
+    errors: list[FileNotFoundError | PermissionError] = []
     for source in sources:
         try:
             found.append(list_source(source))
         except (FileNotFoundError, PermissionError) as error:
-            errors[type(error)].append(str(error))
-    for kind, messages in errors.items():
-        if messages:
-            raise kind("; ".join(messages))
+            errors.append(error)
+    if errors:
+        kind = PermissionError if all(isinstance(error, PermissionError) for error in errors) else FileNotFoundError
+        raise kind("; ".join(map(str, errors)))
     return found
 
 
