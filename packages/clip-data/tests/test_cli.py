@@ -7,6 +7,7 @@ import pytest
 
 from clip_data.cli import main
 from clip_data.tfrecord import write_examples
+from clip_data.webdataset import write_samples
 
 
 @pytest.fixture
@@ -76,6 +77,26 @@ def test_inspect_says_what_is_wrong_where(run, tmp_path, examples):
     assert report["shards"][0]["counts"] == {"shard_cut_short": 1}
 
 
+def test_inspect_prints_whatever_records_hold(run, tmp_path, encode):
+    members = {"png": encode(), "json": b'{"caption": "a \\ud83d b", "x": "\\u001b[31mred \\udcff"}'}
+    write_samples(tmp_path / "a.tar", [(str(n), members) for n in range(3)])
+    code, out, _ = run("inspect", tmp_path / "a.tar", "--page", tmp_path / "page.html")
+    assert code == 1
+    assert "3 caption_not_utf8" in out
+    assert "\x1b" not in out
+    assert "a ? b" in (tmp_path / "page.html").read_text()
+
+
+def test_inspect_of_a_table(run, tmp_path, encode):
+    (tmp_path / "a.png").write_bytes(encode())
+    (tmp_path / "a.csv").write_text("image,caption\na.png,one\na.png,two\n")
+    assert run("inspect", tmp_path / "a.csv")[0] == 0  # several captions of one picture
+    (tmp_path / "a.csv").write_text("image,title\na.png,one\na.png,two\n")
+    code, out, _ = run("inspect", tmp_path / "a.csv")
+    assert code == 1
+    assert "none of 2 records has a caption or a label; the fields are title" in out
+
+
 def test_what_is_skipped_is_not_wrong(run, folder):
     keep = '{"column": "smallest_side", "min": 20}'
     code, out, _ = run("inspect", folder, "--filter", keep, "--filter", '{"column": "aspect_ratio", "max": 1.6}')
@@ -91,6 +112,7 @@ def test_what_is_skipped_is_not_wrong(run, folder):
         (["inspect", "a.tar", "b.csv"], "one format at a time: a.tar and b.csv differ"),
         (["inspect", "a.tar", "--filter", "{"], "must be a JSON object, not '{'"),
         (["inspect", "a.tar", "--filter", '{"column": "a", "minimum": 1}'], "column and any of column, min, max"),
+        (["inspect", "a.tar", "--filter", '{"column": "a", "max": [1]}'], "max of 'a' must be a number, not [1]"),
         (["write", "a.tar", "out", "--samples-per-shard", "0"], "at least 1, not 0"),
     ],
 )

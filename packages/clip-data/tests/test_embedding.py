@@ -65,6 +65,26 @@ def test_what_is_no_vector_is_named(value, message):
         read_embedding({"v": value}, "v", 3)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(((",
+        "\0",
+        "{'descr': 5}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-3,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': [('a','<f4')], 'fortran_order': False, 'shape': (3,), }",
+    ],
+)
+def test_a_npy_file_is_judged_by_its_header(header):
+    data = b"\x93NUMPY\x01\0" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n"
+    for extra in (b"", bytes(4)):
+        with pytest.raises(RecordError, match="bad_record: v holds no vector"):
+            read_embedding({"v": data + extra}, "v", 3)
+
+
 def test_bare_numbers_are_float32_or_float16():
     for dtype in ("<f4", "<f2"):
         stored = {"v": VECTORS[0].astype(dtype).tobytes()}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_data import DataConfig, DataError, Pipeline, SourceConfig, read_records
+from clip_data import DataConfig, DataError, Filter, Pipeline, SourceConfig, read_records
 from clip_data.tfrecord import write_examples
 from clip_data.webdataset import write_samples
 
@@ -152,6 +152,34 @@ def test_captions_that_are_not_utf8_are_kept_and_counted(run, form):
     assert (fault.row, fault.lost) == (9, False)
 
 
+@pytest.mark.parametrize("where", ["webdataset", "folder"])
+def test_json_that_is_strange_loses_its_record_at_most(tmp_path, encode, tokenizer_dir, where):
+    texts = {
+        "0": '{"caption": "a \\ud83d photo"}',  # half of a surrogate pair
+        "1": '{"caption": ' + "[" * 60 + '"a"' + "]" * 60 + "}",
+        "2": '{"caption": ' + "[" * 900 + "1" + "]" * 900 + "}",
+        "3": '{"caption": "a", "similarity": 1' + "0" * 400 + "}",
+        "4": '{"caption": "a", "similarity": 0.5}',
+    }
+    if where == "folder":
+        for key, text in texts.items():
+            (tmp_path / f"{key}.png").write_bytes(encode())
+            (tmp_path / f"{key}.json").write_text(text)
+    else:
+        members = [(key, {"png": encode(), "json": text.encode()}) for key, text in texts.items()]
+        write_samples(tmp_path / "a.tar", members)
+    keep = (Filter(column="similarity", min=0.1, missing="keep"),)
+    shards = str(tmp_path / "a.tar") if where == "webdataset" else str(tmp_path)
+    source = SourceConfig(format=where, shards=shards, filters=keep)
+    options = {"shuffle": False, "num_epochs": 1, "tokenizer": tokenizer_dir, "text_length": 8}
+    with Pipeline(DataConfig(sources=(source,), image_size=8, **options), global_batch_size=5) as pipeline:
+        batch = next(pipeline)
+        assert batch.mask.tolist() == [True, True, False, True, True]
+        assert batch.caption[0] == "a ? photo"
+        assert pipeline.faults == {"bad_record": 1, "caption_not_utf8": 1}
+        assert [fault.key for fault in pipeline.recent_faults] == ["0", "2"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_decompression_bomb_is_refused_from_its_header(run, form):
     def chunk(name, data):
@@ -198,6 +226,10 @@ def test_all_that_is_missing_or_locked_is_named_at_the_start(tmp_path, monkeypat
         pipeline("{a,b}.tfrecord", "c.tfrecord")
     assert all(name in str(locked.value) for name in ("a.tfrecord", "c.tfrecord"))
     assert "b.tfrecord" not in str(locked.value)
+    for patterns in (("{a,x}.tfrecord", "b.tfrecord", "c.tfrecord"), ("a.tfrecord", "{c,x}.tfrecord")):
+        with pytest.raises(FileNotFoundError) as both:
+            pipeline(*patterns)
+        assert all(name in str(both.value) for name in ("a.tfrecord", "c.tfrecord", "x.tfrecord", "no permission"))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from clip_data import DataConfig, DataError, Filter, Pipeline, SourceConfig, read_records
-from clip_data.filters import make_predicate
+from clip_data import DataConfig, DataError, Filter, Pipeline, SourceConfig, filters, read_records
+from clip_data.filters import filters_identity, make_predicate
 from clip_data.tfrecord import write_examples
 
 
@@ -16,7 +16,7 @@ def wanted(filters, metadata, image=b""):
     ("condition", "kept", "dropped"),
     [
         ({"min": 0.28}, [0.28, 1, "0.3", b"0.3"], [0.27, "x", None, float("nan"), ""]),
-        ({"max": 3}, [3, -1], [3.5]),
+        ({"max": 3}, [3, -1, -(10**400)], [3.5, 10**400]),
         ({"min": 1, "max": 2}, [1, 2], [0, 3]),
         ({"one_of": ("en", 5)}, ["en", b"en", 5, "5"], ["de", None]),
         ({"none_of": ("nsfw",)}, ["sfw", b"sfw"], ["nsfw", b"nsfw", None]),
@@ -39,6 +39,7 @@ def test_derived_columns(encode):
     assert not wanted(Filter(column="smallest_side", min=9), {}, encode(size=(24, 8)))
     assert not wanted(side, {}, b"<html>")
     assert not wanted(side, {"smallest_side": 3, "width": 300, "height": 300})
+    assert not wanted(ratio, {"width": 10**400, "height": 10**400})
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,13 @@ def test_derived_columns(encode):
         ({}, "needs one of min, max"),
         ({"min": 2, "max": 1}, "min must not exceed max for 'c'; they are 2 and 1"),
         ({"min": float("nan")}, "NaN"),
-        ({"one_of": "en"}, "must be lists"),
+        ({"one_of": "en"}, "one_of of 'c' must be a list of texts or numbers, not 'en'"),
+        ({"none_of": 5}, "none_of of 'c' must be a list"),
+        ({"one_of": [None]}, r"must be a list of texts or numbers, not \(None,\)"),
+        ({"min": "3"}, "min of 'c' must be a number, not '3'"),
+        ({"max": True}, "max of 'c' must be a number, not True"),
+        ({"uids": 5}, "uids of 'c' must be the path of a .npy file, not 5"),
+        ({"column": 5, "min": 1}, "column must be a field's name, not 5"),
         ({"min": 1, "missing": "x"}, "drop or keep, not 'x'"),
         ({"column": "", "min": 1}, "not ''"),
     ],
@@ -57,12 +64,31 @@ def test_filter_refuses(wrong, message):
         Filter(**{"column": "c", **wrong})
 
 
-def test_uids(tmp_path):
+def test_uids(tmp_path, monkeypatch):
     uids = [f"{n:032x}" for n in (3, 7 << 64, (9 << 64) + 5, (1 << 128) - 1)]
     np.save(tmp_path / "u.npy", np.array([(int(u[:16], 16), int(u[16:], 16)) for u in uids], "u8,u8"))
     keep = Filter(column="uid", uids=str(tmp_path / "u.npy"))
+    monkeypatch.setattr(filters, "_UIDS_AT_ONCE", 2)
     assert all(wanted(keep, {"uid": uid}) and wanted(keep, {"uid": uid.encode()}) for uid in uids)
     assert not any(wanted(keep, {"uid": uid}) for uid in (f"{4:032x}", f"{9 << 64:032x}", "f" * 16, "no uid", 3, None))
+
+
+def test_a_file_of_uids_is_known_by_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(filters, "_UIDS_AT_ONCE", 1000)
+    uids = np.zeros(5000, "u8,u8")
+    uids["f0"] = np.arange(5000) * 2
+    words = []
+    for name, uid in (("a", 4000), ("b", 4001), ("c", 3)):
+        changed = uids.copy()
+        changed["f0"][2000] = uid
+        np.save(tmp_path / f"{name}.npy", changed)
+        keep = [Filter(column="uid", uids=str(tmp_path / f"{name}.npy"))]
+        if name == "c":
+            with pytest.raises(ValueError, match="must be sorted"):
+                filters_identity(keep)
+        else:
+            words.append(filters_identity(keep))
+    assert words[0] != words[1]
 
 
 def test_files_that_hold_no_uids(tmp_path):

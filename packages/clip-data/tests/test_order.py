@@ -60,6 +60,11 @@ def test_sources_mix_by_weight_and_evenly():
     assert sorted(rows[:1000]) == list(range(1000))
 
 
+def test_more_sources_than_a_cycle_usually_has():
+    order = make([[1]] * 5000, [1.0] * 5000, num_streams=1)
+    assert len({place.source for place in take(order, 0, 8192)}) == 5000
+
+
 def test_a_tiny_weight_is_not_lost():
     places = take(make([[5], [5], [5]], (1.0, 1e-9, 1.0)), 0, 4096)
     assert Counter(place.source for place in places)[1] == 1
@@ -99,7 +104,27 @@ def test_what_follows_a_block(num_streams):
     for lane in range(num_streams):
         shards = [order(n).shard for n in range(lane, 3 * 43, num_streams)]
         for n, (here, there) in enumerate(itertools.pairwise(shards)):
-            assert there == here or there in order.following(lane + n * num_streams)[1]
+            assert there == here or there in order.following(lane + n * num_streams)[1].shards
+
+
+@pytest.mark.parametrize(
+    ("counts", "options"),
+    [
+        ([[4, 3, 5, 2, 6, 4]], {"num_streams": 2}),
+        ([[4, 3, 5], [9, 2]], {"concatenate": True, "shuffle": False}),
+        ([[40, 30, 50, 9], [90, 7, 6, 5]], {"num_streams": 2}),
+    ],
+)
+def test_a_block_ends_after_its_last_sample(counts, options):
+    order = make(counts, (3.0, 1.0)[: len(counts)], **options)
+    last, total = {}, 3 * sum(map(sum, counts))
+    for position in range(total):
+        place, end = order.locate(position)
+        assert place == order(position)
+        last[place.source, end] = position
+    ended = [(end, position) for (_, end), position in last.items() if end <= total]
+    assert len(ended) > 5
+    assert all(end == position + 1 for end, position in ended)
 
 
 def test_replacements_stay_in_the_block_then_leave_it():

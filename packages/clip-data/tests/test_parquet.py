@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_data import DataConfig, Pipeline, SourceConfig, read_records, sources
+from clip_data.records import IndexedShard, scan
 
 
 @pytest.fixture
@@ -158,6 +159,50 @@ def test_columns_of_every_type(write, encode):
     assert (record.metadata["duration"], record.metadata["date"]) == ("5", "1970-01-04")
     assert (record.metadata["nested"], record.metadata["words"]) == ({"a": [1, None]}, "a")
     assert (record.metadata["half"], record.metadata["null"]) == (0.5, None)
+
+
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())])
+def test_columns_of_images_of_every_type(write, encode, kind):
+    texts = pa.array(["a"], pa.string_view()) if kind == pa.binary_view() else ["a"]
+    pictures = pa.array([encode()]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array([encode()], kind)
+    (record,) = records(write({"image": pictures, "caption": texts}))
+    assert (record.image, record.caption) == (encode(), "a")
+
+
+def test_a_text_that_is_not_utf8_is_found_in_lists(write, encode):
+    texts = pa.ListArray.from_arrays([0, 2, 3], pa.array([b"ok", b"", b"caf\xe9"], pa.binary()).view(pa.string()))
+    first, second = records(write({"png": [encode()] * 2, "caption": texts}))
+    assert (first.caption, first.caption_is_utf8) == ("ok", True)
+    assert (second.caption, second.caption_is_utf8) == ("caf\ufffd", False)
+
+
+def test_texts_alone_may_be_many_in_few_bytes(tmp_path):
+    pq.write_table(pa.table({"caption": ["dog"] * 200_000}), tmp_path / "a.parquet")
+    source = SourceConfig(format="parquet", shards=str(tmp_path / "a.parquet"))
+    config = DataConfig(sources=(source,), image_size=None, tokenizer=None, text_length=4)
+    with Pipeline(config, global_batch_size=4) as pipeline:
+        assert (pipeline.num_samples, next(pipeline).caption) == (200_000, ["dog"] * 4)
+
+
+def test_row_groups_are_held_while_their_block_lasts(write, encode):
+    for number in range(12):
+        path = write(img2dataset(encode, 30), f"{number:02d}.parquet", row_group_size=5)
+    source = SourceConfig(format="parquet", shards=path.replace("11.parquet", "*.parquet"))
+    options = {"tokenizer": None, "text_length": 1, "block_shards": 4, "num_streams": 2, "prefetch": 1}
+    with Pipeline(DataConfig(sources=(source,), image_size=8, **options), global_batch_size=4) as pipeline:
+        held = []
+        for _ in itertools.islice(pipeline, 180):
+            slots = [*pipeline._executor._preparer._open.values()]
+            held.append(sum(len(slot.shard._reader._groups) for slot in slots if slot.shard))
+    # A block has 24, another begins in the batch in which it ends, and a stream may begin and end within a shard.
+    assert max(held) <= 24 + 10
+    assert sum(held) / len(held) < 24
+
+
+def test_one_row_group_is_held_where_rows_are_read_in_order(write, encode):
+    shard = IndexedShard(SourceConfig(format="parquet", shards="x"), write(img2dataset(encode, 40)), in_order=True)
+    for n, _ in enumerate(scan(shard)):
+        assert list(shard._reader._groups) == [n // 10]
 
 
 def test_captions_that_are_drawn(write, encode):

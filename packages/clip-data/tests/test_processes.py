@@ -1,7 +1,9 @@
 import itertools
 import os
 import signal
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -61,6 +63,14 @@ def test_errors_of_a_process_reach_the_caller(config, tmp_path, examples):
         pytest.raises(DataError, match=r"64 records could not be used .* bad_image: neither JPEG"),
     ):
         next(pipeline)
+
+
+def test_a_transform_of_the_program_itself_is_refused(config, monkeypatch):
+    main = types.ModuleType("__main__")
+    exec("def keep(record): return record", vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(ValueError, match="num_workers needs a transform of a module"):
+        Pipeline(config(num_workers=1, transform=main.keep), global_batch_size=4)
 
 
 def test_a_process_that_dies_is_reported(config):

@@ -70,11 +70,13 @@ def test_webdataset_records(tmp_path):
             "0.webp": b"i",
             "1.jpg": b"j",
             "1.cls": b"5\n",
+            "2.gif": b"GIF89a",
+            "2.json": b'{"image": "a/b.gif"}',
         }.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
-    first, second = read_records(SourceConfig(format="webdataset", shards=str(tmp_path / "*.tar")))
+    first, second, third = read_records(SourceConfig(format="webdataset", shards=str(tmp_path / "*.tar")))
     assert (first.key, first.image, first.caption, first.label, first.metadata["width"]) == (
         "0",
         b"i",
@@ -83,6 +85,7 @@ def test_webdataset_records(tmp_path):
         8,
     )
     assert (second.key, second.image, second.caption, second.label) == ("1", b"j", "", 5)
+    assert (third.key, third.image) == ("2", b"GIF89a")
 
 
 def test_an_image_under_another_name_is_found_by_its_bytes(read, encode):

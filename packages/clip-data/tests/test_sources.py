@@ -1,6 +1,7 @@
 import itertools
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import fs
@@ -17,6 +18,40 @@ def test_lists_globs_braces_and_files(tmp_path):
     assert names("*.tar") == ["008.tar", "009.tar", "010.tar", "011.tar", "012.tar"]
     assert names("{012,008}.tar", "00[9].tar") == ["012.tar", "008.tar", "009.tar"]
     assert list_shards(f"file://{tmp_path}/008.tar") == [f"{tmp_path}/008.tar"]
+
+
+def test_braces_in_one_another_and_too_many(tmp_path):
+    for name in ("a", "b1", "b2"):
+        (tmp_path / f"{name}.tar").touch()
+    assert [os.path.basename(path) for path in list_shards(f"{tmp_path}/{{b{{1..2}},a}}.tar")] == [
+        "b1.tar",
+        "b2.tar",
+        "a.tar",
+    ]
+    for wrong, message in (
+        ("{0..9999999999}", r"names 10000000000 shards, more than 1000000"),
+        ("{0..9999}{0..9999}", r"names 100000000 shards, more than 1000000"),
+        ("{0..3", "a brace does not end"),
+        ("{3..1}", "must count up"),
+        ("{}", r"a brace list is \{000..123\}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list_shards(f"{tmp_path}/{wrong}.tar")
+
+
+def test_a_name_with_brackets_or_braces_is_a_name_first(tmp_path):
+    for name in ("x[1].tar", "x{1}.tar", "x1.tar", "*.tar"):
+        (tmp_path / name).touch()
+        assert list_shards(f"{tmp_path}/{name}") == [f"{tmp_path}/{name}"]
+
+
+def test_a_read_that_the_system_cuts_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "1.tar").write_bytes(bytes(range(100)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, length, offset: pread(file, min(length, 30), offset))
+    shard = sources.open_shard(str(tmp_path / "1.tar"))
+    assert shard.read_at(5, 1000) == bytes(range(5, 100))
+    assert shard.read_at(0, 10) == bytes(range(10))
 
 
 def test_every_missing_shard_is_named(tmp_path):
@@ -85,3 +120,25 @@ def test_buckets(tmp_path, monkeypatch, examples):
         list_shards("gs://bucket/b/x")
     with pytest.raises(OSError, match="gs://bucket/none cannot be read"):
         sources.open_shard("gs://bucket/none")
+
+
+def test_without_credentials_nothing_is_awaited(monkeypatch):
+    text = (
+        "Could not create a OAuth2 access token to authenticate the request. CURL error [6]=Could not resolve hostname"
+    )
+
+    def fail(*_):
+        raise OSError(f"google::cloud::Status(UNAVAILABLE: {text})")
+
+    monkeypatch.setattr(buckets, "_filesystem", lambda path: (SimpleNamespace(get_file_info=fail), "bucket/a"))
+    with pytest.raises(PermissionError, match=r"no credentials for gs://bucket/a\.tfrecord: set GOOGLE_APPLICATION"):
+        list_shards("gs://bucket/a.tfrecord")
+
+
+def test_a_store_that_keeps_failing_is_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0)
+    retries = buckets._Retries("gs://bucket/a")
+    for _ in range(20):
+        retries.wait(OSError("503"))
+    assert [record.args[1] for record in caplog.records] == [4, 8, 16]
+    assert "gs://bucket/a: 16 attempts failed, the next one is in 0.0 s: 503" in caplog.text

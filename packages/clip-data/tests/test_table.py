@@ -34,6 +34,22 @@ def test_tsv_with_crlf_and_a_byte_order_mark(read):
     assert (record.caption, record.label) == ("a, b", 3)
 
 
+def test_a_quote_that_does_not_end_loses_its_line(read, caplog):
+    text = 'image,caption\nimages/a.png,"one\nimages/a.png,two\nimages/a.png,"three\nlines"\nimages/b.png,"four" 4\n'
+    assert [record.caption for record in read(text + 'images/b.png,five\nimages/b.png,"six\nimages/b.png,seven')] == [
+        "two",
+        "three\nlines",
+        "five",
+        "seven",
+    ]
+    assert re.search("3 lines were left out, .*: 2, 6, 8\n", caplog.text)
+
+
+def test_a_quote_in_a_tsv_ends_on_its_line(read):
+    text = 'image\tcaption\nimages/a.png\t"hello world\nimages/a.png\t"a ""b"""\nimages/b.png\t"quoted" word\n'
+    assert [record.caption for record in read(text, "tsv")] == ['"hello world', 'a "b"', '"quoted" word']
+
+
 def test_paths_of_every_kind(read, tmp_path, encode, monkeypatch, caplog):
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "c.png").write_bytes(encode((7, 7, 7)))

@@ -20,6 +20,13 @@ def test_pads_truncates_and_keeps_the_end(tokenizer_dir):
     assert tokenizer([])[0].shape == (0, 5)
 
 
+def test_a_length_without_room_for_what_closes_a_text_is_refused(tmp_path):
+    clip_tokenizer(tmp_path).save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match=r"room for the 2 tokens that open and close each text .*; got 1"):
+        Tokenizer(str(tmp_path / "clip"), text_length=1)
+    assert Tokenizer(str(tmp_path / "clip"), text_length=2)(["a b"])[0].shape == (1, 2)
+
+
 def test_options(tokenizer_dir):
     tokenizer = Tokenizer(tokenizer_dir, text_length=9, lower_case=True, padding="longest", pad_id=50)
     assert tokenizer(["A", "A PHOTO"])[0].tolist() == [[3, 1, 50], [3, 4, 1]]

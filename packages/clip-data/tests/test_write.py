@@ -1,9 +1,11 @@
 import hashlib
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from clip_data import DataError, Filter, Record, SourceConfig, read_records, write, write_shards
+from clip_data import DataConfig, DataError, Filter, Pipeline, Record, SourceConfig, read_records, write, write_shards
 from clip_data.tfrecord import write_examples
 
 
@@ -61,7 +63,8 @@ def test_is_deterministic_and_atomic(table, tmp_path, form, monkeypatch):
 def test_metadata_survive(tmp_path, encode, through):
     fields = {
         "jpg": encode(),
-        "png": encode(),
+        "png": encode((9, 9, 9)),
+        "JPG": b"\xfe",
         "key": "old/key.1",
         "caption": "schön",
         "txt": "other",
@@ -72,6 +75,8 @@ def test_metadata_survive(tmp_path, encode, through):
         "none": None,
         "words": ["a", "b"],
         "embedding": b"\xff\x00\x01",
+        "clip_emb": b"\xff",
+        "Clip_emb": b"\xff",
     }
     write_examples(tmp_path / "in.tfrecord", [fields, {"jpg": encode(), "label": 4, "width": "wide"}])
     written = write_shards(
@@ -86,7 +91,52 @@ def test_metadata_survive(tmp_path, encode, through):
     assert first.metadata["score"] == 0.5
     assert [text(word) for word in first.metadata["words"]] == ["a", "b"]
     assert first.metadata["embedding"] == b"\xff\x00\x01"
+    assert (
+        first.metadata["clip_emb"] == first.metadata["clip_emb_" if through == "webdataset" else "Clip_emb"] == b"\xff"
+    )
+    assert first.metadata["original_jpg" if through == "webdataset" else "original_JPG"] == b"\xfe"
+    assert first.metadata["original_png"] == encode((9, 9, 9))
+    assert text(first.metadata["original_txt"]) == "other"
     assert (second.caption, second.label, text(second.metadata["width"])) == ("", 4, "wide")
+
+
+@pytest.mark.parametrize("through", ["tfrecord", "webdataset", "parquet"])
+def test_several_captions_and_the_names_of_classes_survive(tmp_path, encode, through):
+    rows = {"png": [encode()] * 3, "caption": [["one", None, "two"], ["three"], None], "label": ["tabby", "dog", "3"]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    source = SourceConfig(format="parquet", shards=str(tmp_path / "a.parquet"))
+    written = write_shards(source, tmp_path / "out", format=through)
+    assert {record.caption for record in read(written, through, caption_key="caption")} == {"one", "three", ""}
+    again = SourceConfig(format=through, shards=written.shards)
+    options = {"image_size": None, "tokenizer": None, "text_length": 1, "seed": 1}
+    with Pipeline(DataConfig(sources=(again,), **options), global_batch_size=30) as pipeline:
+        batch = next(pipeline)
+    assert {*zip(batch.key, batch.caption, strict=True)} == {
+        ("000000000", "one"),
+        ("000000000", "two"),
+        ("000000001", "three"),
+        ("000000002", ""),
+    }
+    labels = [record.metadata["label"] for record in read(written, through)]
+    assert [label.decode() if isinstance(label, bytes) else str(label) for label in labels] == ["tabby", "dog", "3"]
+    assert [record.label for record in read(written, through)] == [None, None, 3]
+
+
+def test_into_a_folder_that_is_there(table, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in ("here", "broken"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder, place in ((".", "here"), (tmp_path / "link", "real")):
+        written = write_shards(table, folder, format="tfrecord")
+        assert sorted(path.name for path in (tmp_path / place).iterdir()) == ["00000.tfrecord", "00000_stats.json"]
+        assert len(read(written, "tfrecord")) == 6
+    assert (tmp_path / "link").is_symlink()
+    monkeypatch.setattr(write, "_columns", lambda key, record: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_shards(table, tmp_path / "broken", format="tfrecord")
+    assert not list((tmp_path / "broken").iterdir())
 
 
 def test_options(table, tmp_path):

@@ -43,6 +43,9 @@ _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 20.0
 # What a retry does not change, in the words of the stores' clients, which pyarrow passes on as OSError.
 _FINAL = ("ACCESS_DENIED", "PERMISSION_DENIED", "UNAUTHENTICATED", "NO_SUCH_BUCKET", "NO_SUCH_KEY")
+# Off Google's machines, where nobody can be asked for credentials that are not here: both words in one message.
+_NO_CREDENTIALS = ("access token", "resolve host")
+_SAID_AFTER = 4  # failures on end, and again after each time as many
 
 T = TypeVar("T")
 logger = logging.getLogger("clip_data")
@@ -250,8 +253,14 @@ class _Retries:
         Raises:
             OSError: The failure is final, or the deadline has passed.
         """
-        if isinstance(error, FileNotFoundError | PermissionError) or any(word in str(error) for word in _FINAL):
+        text = str(error)
+        if isinstance(error, FileNotFoundError | PermissionError) or any(word in text for word in _FINAL):
             raise error
+        if all(word in text for word in _NO_CREDENTIALS):
+            raise PermissionError(
+                f"no credentials for {self._path}: set GOOGLE_APPLICATION_CREDENTIALS, or run "
+                f"gcloud auth application-default login ({text[:200]})"
+            ) from error
         self._num_failed += 1
         if time.monotonic() > self._deadline:
             raise OSError(
@@ -260,7 +269,9 @@ class _Retries:
             ) from error
         longest = min(_FIRST_WAIT_SECONDS * 2**self._num_failed, _LONGEST_WAIT_SECONDS)
         seconds = random.uniform(0, longest)  # affects when a read is tried again, and nothing that is read
-        logger.debug("%s: attempt %d failed, the next in %.1f s: %s", self._path, self._num_failed, seconds, error)
+        is_news = self._num_failed >= _SAID_AFTER and self._num_failed.bit_count() == 1
+        message = "%s: %d attempts failed, the next one is in %.1f s: %.500s"
+        logger.log(logging.WARNING if is_news else logging.DEBUG, message, self._path, self._num_failed, seconds, text)
         time.sleep(seconds)
 
 

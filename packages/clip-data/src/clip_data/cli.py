@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -23,6 +24,9 @@ _BROKEN_PIPE = 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line: 0 when done, 1 where inspect found faults, 2 for a fault in what was asked for."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be any bytes
+            stream.reconfigure(errors="backslashreplace")
     # Damaged pictures are reported with their places; OpenCV would write of each to the terminal by itself.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from clip_data.faults import DataError
@@ -154,7 +158,7 @@ def _inspect(options: argparse.Namespace) -> int:
     report = inspect_source(_source(options), sample=options.sample, num_thumbnails=48 if options.page else 0)
     print(json.dumps(report.to_json(), indent=2) if options.json else render_text(report))
     if options.page:
-        with open(options.page, "w", encoding="utf-8") as file:
+        with open(options.page, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(render_page(report))
         print(f"\nThe page: {options.page}", file=sys.stderr)
     return 1 if report.faults else 0

@@ -102,7 +102,7 @@ class DataConfig:
         seed: Of the order of samples.
         shuffle: False takes shards and records as they are listed.
         num_epochs: Times that the data are gone through; None goes on for ever.
-        block_shards: Shards whose records are mixed at a time. Those of a bucket are held in memory.
+        block_shards: Shards whose records are mixed at a time. Of a bucket they and the next ones are held in memory.
         num_streams: Parts that an epoch is cut into and that take turns, each with its share of ``block_shards``. With
             a multiple of the number of processes each reads shards of its own; a source of ``block_shards`` or fewer
             shards is not cut.

@@ -1,4 +1,4 @@
-"""Where written files end up: a local folder, which appears when all is written, or a prefix in a bucket.
+"""Where written files end up: a local folder, which appears or fills when all is written, or a prefix in a bucket.
 
 Stores have no folders to rename: in a bucket the files appear one by one, and are deleted again where writing fails.
 """
@@ -59,11 +59,14 @@ def open_destination(folder: str | os.PathLike[str]) -> Destination:
 
 
 class _Folder:
+    """One that is there, empty, may be a link, a volume or where somebody stands: it stays, and files move into it."""
+
     def __init__(self, folder: Path):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} holds something already: name a folder that is new or empty")
-        self._folder = folder
-        self.room = folder.absolute().parent / f".{folder.absolute().name}.partial-{os.getpid()}"
+        self._folder, self._place, self._is_there = folder, folder.resolve(), folder.exists()
+        name = f".{self._place.name}.partial-{os.getpid()}"
+        self.room = (self._place if self._is_there else self._place.parent) / name
 
     def keep(self, name: str) -> None:
         """Does nothing: the file lies where it belongs."""
@@ -77,10 +80,11 @@ class _Folder:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
-            if kind is None:
-                if self._folder.exists():
-                    self._folder.rmdir()
-                self.room.rename(self._folder)
+            if kind is None and self._is_there:
+                for file in sorted(self.room.iterdir()):
+                    file.rename(self._place / file.name)
+            elif kind is None:
+                self.room.rename(self._place)
         finally:
             shutil.rmtree(self.room, ignore_errors=True)  # gone already where all went well
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_embedding(fields: Mapping[str, Any], name: str, width: int) -> np.ndarr
 def _decode(value: Any, width: int) -> np.ndarray:
     if isinstance(value, bytes):
         if value.startswith(_NPY):
-            array = np.load(io.BytesIO(value), allow_pickle=False)
+            array = _read_npy(value, width)
         elif len(value) in (2 * width, 4 * width):
             array = np.frombuffer(value, "<f2" if len(value) == 2 * width else "<f4")
         else:
@@ -60,3 +61,19 @@ def _decode(value: Any, width: int) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{value!s:.40}… is no list of numbers")
     return array.astype(np.float32).reshape(-1)
+
+
+def _read_npy(data: bytes, width: int) -> np.ndarray:
+    """Reads a ``.npy`` file after judging its header: numpy would take the memory that it asks for."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, _, dtype = read_header(file)
+    except Exception as error:  # the header is an expression of Python, whose parser raises what it likes
+        raise ValueError(f"no .npy file of numbers: {type(error).__name__}") from error
+    if math.prod(shape) != width or dtype.kind not in "fiu" or len(data) - file.tell() != width * dtype.itemsize:
+        raise ValueError(f"a .npy file of {dtype} {list(shape)}, with {len(data) - file.tell()} bytes of data")
+    return np.frombuffer(data, dtype, offset=file.tell())

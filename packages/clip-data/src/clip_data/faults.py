@@ -83,7 +83,7 @@ class Fault:
     def __str__(self) -> str:
         row = "" if self.row is None else f" row {self.row}"
         place = row if self.offset is None else f" at byte {self.offset}"
-        key = f", key {self.key}" if self.key else ""
+        key = f", key {self.key if self.key.isprintable() else repr(self.key)}" if self.key else ""
         return f"{self.shard}{place}{key}: {self.reason}: {self.detail}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from clip_data.picture import is_picture
 if TYPE_CHECKING:
     from clip_data.config import SourceConfig
 
-__all__ = ["CAPTION_KEYS", "IMAGE_KEYS", "LABEL_KEYS", "Record", "to_record"]
+__all__ = ["CAPTION_KEYS", "IMAGE_KEYS", "LABEL_KEYS", "Record", "parse_json", "to_record"]
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "image")
 CAPTION_KEYS = ("caption", "txt", "text")
 LABEL_KEYS = ("cls", "label")
 _NOTHING = (None, b"", "")  # how the formats store null
+_MAX_DEPTH = 64  # of lists and objects in one another: what walks through them calls itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Record:
         row: Its number in the shard.
         offset: Byte offset of its data in the shard, where its format has such places.
         caption_is_utf8: False where bytes of the caption had to be replaced by U+FFFD.
+        key_is_path: Whether the key is but the path of the image, which several records of a table may share.
     """
 
     key: str
@@ -46,6 +49,7 @@ class Record:
     row: int
     offset: int | None = None
     caption_is_utf8: bool = True
+    key_is_path: bool = False
 
 
 def to_record(
@@ -61,8 +65,8 @@ def to_record(
     """Makes a record of stored fields.
 
     Args:
-        fields: By name; ``__image__`` and ``__key__`` are the image and the key where the format says which they are.
-            They are the record's afterwards.
+        fields: By name; ``__image__`` and ``__key__`` are the image and the key where the format says which they are,
+            ``__path__`` is what stands for a key where there is none. They are the record's afterwards.
         source: Says which field is what.
         shard: Where they came from.
         row: Likewise.
@@ -73,7 +77,8 @@ def to_record(
     Raises:
         RecordError: It has no image, or lacks the label that the source names.
     """
-    key, _ = _text(fields.pop("__key__", None) or fields.get("key"))
+    path, stored = fields.pop("__path__", None), fields.pop("__key__", None) or fields.get("key")
+    key, _ = _text(stored or path)
     try:
         image = _take_image(fields, source.image_key, is_needed=images)
         caption, is_utf8 = _caption(fields, source.caption_key, draw)
@@ -91,12 +96,43 @@ def to_record(
         row=row,
         offset=offset,
         caption_is_utf8=is_utf8,
+        key_is_path=not stored and path is not None,
     )
+
+
+def parse_json(data: bytes, name: str, *, key: str) -> dict[str, Any]:
+    """Parses what a format holds of a record's metadata as JSON.
+
+    Args:
+        data: One JSON object.
+        name: Of its place, for errors.
+        key: The record's.
+
+    Raises:
+        RecordError: It is none, or is nested too deeply.
+    """
+    try:
+        metadata = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError("bad_record", f"{name} cannot be read ({error})", key=key) from error
+    if not isinstance(metadata, dict):
+        raise RecordError("bad_record", f"{name} is no object but {metadata!r:.100}", key=key)
+    if data.count(b"[") + data.count(b"{") > _MAX_DEPTH and _depth(metadata) > _MAX_DEPTH:
+        raise RecordError("bad_record", f"{name} is nested more than {_MAX_DEPTH} deep", key=key)
+    return metadata
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def _take_image(fields: dict[str, Any], name: str, *, is_needed: bool) -> bytes:
     key = "__image__" if "__image__" in fields else _find(fields, name, IMAGE_KEYS)
-    if key != "__image__" and name == "auto" and (key is None or _is_nothing(fields[key])):
+    if key != "__image__" and name == "auto" and (key is None or not _image_bytes(fields[key])):
         key = next((other for other, value in fields.items() if is_picture(_image_bytes(value) or b"")), key)
     image = _image_bytes(fields.pop(key)) if key else b""
     if not is_needed:
@@ -154,14 +190,17 @@ def _is_nothing(value: Any) -> bool:
 
 def _text(value: Any) -> tuple[str, bool]:
     """Returns a field as text, and whether it was UTF-8."""
-    if value is None or isinstance(value, str):
-        return value or "", True
-    if not isinstance(value, bytes):
-        return str(value), True
-    try:
-        return value.decode("utf-8"), True
-    except UnicodeDecodeError:
-        return value.decode("utf-8", "replace"), False
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8"), True
+        except UnicodeDecodeError:
+            return value.decode("utf-8", "replace"), False
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    if text.isascii():
+        return text, True
+    # JSON can spell half of a surrogate pair, which UTF-8 has no bytes for and no tokenizer takes.
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return whole, whole == text
 
 
 def _label(fields: Mapping[str, Any], name: str | None) -> int | None:

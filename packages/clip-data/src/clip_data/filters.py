@@ -27,7 +27,7 @@ Value = str | int | float | bool
 
 _DERIVED = ("smallest_side", "aspect_ratio")
 _UIDS = np.dtype("u8,u8")
-_NUM_PROBES = 1024
+_UIDS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +68,26 @@ class Filter:
         for name in ("one_of", "none_of"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.column:
-            raise ValueError("a filter's column must be a field's name, not ''")
+        if not self.column or not isinstance(self.column, str):
+            raise ValueError(f"a filter's column must be a field's name, not {self.column!r}")
+        for name in ("min", "max"):
+            bound = getattr(self, name)
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
+                raise ValueError(f"{name} of {self.column!r} must be a number, not {bound!r}")
+        for name in ("one_of", "none_of"):
+            values = getattr(self, name)
+            if values is not None and not (
+                isinstance(values, tuple) and all(isinstance(value, str | int | float) for value in values)
+            ):
+                raise ValueError(f"{name} of {self.column!r} must be a list of texts or numbers, not {values!r}")
+        if self.uids is not None and not isinstance(self.uids, str):
+            raise ValueError(f"uids of {self.column!r} must be the path of a .npy file, not {self.uids!r}")
         if all(value is None for value in (self.min, self.max, self.one_of, self.none_of, self.uids)):
             raise ValueError(f"the filter on {self.column!r} needs one of min, max, one_of, none_of, uids")
         if any(bound is not None and math.isnan(bound) for bound in (self.min, self.max)):
             raise ValueError(f"the bounds of {self.column!r} must be numbers, not NaN")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min must not exceed max for {self.column!r}; they are {self.min:g} and {self.max:g}")
-        if isinstance(self.one_of, str) or isinstance(self.none_of, str):
-            raise ValueError(f"one_of and none_of of {self.column!r} must be lists")
         if self.missing not in ("drop", "keep"):
             raise ValueError(f"missing must be drop or keep, not {self.missing!r}")
 
@@ -152,6 +162,8 @@ def _sides(metadata: Mapping[str, Any], image: bytes) -> tuple[float, float] | N
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         return None
     return None if math.isnan(number) else number
@@ -176,14 +188,18 @@ def _is_among(value: Any, values: tuple[Value, ...]) -> bool:
 
 
 class _Uids:
-    """A sorted file of uids, searched where it lies."""
+    """A sorted file of uids, gone through once and then searched where it lies."""
 
     def __init__(self, array: np.ndarray):
         self._array = array
-        probes = array[np.linspace(0, len(array) - 1, min(len(array), _NUM_PROBES), dtype=np.int64)]
-        pairs = [tuple(pair) for pair in probes.tolist()]
-        self.is_sorted = pairs == sorted(pairs)
-        self.digest = f"{len(array)}:{hashlib.blake2b(probes.tobytes(), digest_size=6).hexdigest()}"
+        digest, self.is_sorted = hashlib.blake2b(digest_size=6), True
+        for first in range(0, len(array), _UIDS_AT_ONCE):
+            part = array[first : first + _UIDS_AT_ONCE + 1]  # with the first of the next part
+            high, low = part["f0"], part["f1"]
+            rises = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] >= low[:-1]))
+            self.is_sorted = self.is_sorted and bool(rises.all())
+            digest.update(part[:_UIDS_AT_ONCE].tobytes())
+        self.digest = f"{len(array)}:{digest.hexdigest()}"
 
     def __contains__(self, uid: Any) -> bool:
         try:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from clip_data.faults import Fault, RecordError
-from clip_data.fields import IMAGE_KEYS
+from clip_data.fields import IMAGE_KEYS, parse_json
 
 __all__ = ["ClassFolderReader", "FolderReader"]
 
@@ -57,7 +56,7 @@ class FolderReader:
         try:
             for extension in self._beside[row]:
                 data, kind = self._read(f"{stem}.{extension}"), extension.lower()
-                fields |= _parse_json(data, stem) if kind == "json" else {kind: data}
+                fields |= parse_json(data, f"{key}.json", key=key) if kind == "json" else {kind: data}
             image = {"__image__": self._read(self._names[row])} if self._reads_images else {}
         except RecordError as error:
             error.key = key
@@ -132,13 +131,3 @@ def _walk(root: str, below: str) -> Iterator[str]:
                 yield from _walk(root, f"{below}{entry.name}/")
             elif entry.is_file():
                 yield below + entry.name
-
-
-def _parse_json(data: bytes, stem: str) -> dict[str, Any]:
-    try:
-        metadata = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError("bad_record", f"{stem}.json cannot be read ({error})") from error
-    if not isinstance(metadata, dict):
-        raise RecordError("bad_record", f"{stem}.json is no object but {metadata!r:.100}")
-    return metadata

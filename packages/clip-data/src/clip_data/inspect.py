@@ -79,12 +79,18 @@ def inspect_source(source: SourceConfig, *, sample: int = 0, num_thumbnails: int
                     shard.add(fault)
                 if isinstance(item, Record):
                     _count(report, numbers, item)
-                    again = numbers.keys.add(item.key, item.shard, item.row)
+                    again = None if item.key_is_path else numbers.keys.add(item.key, item.shard, item.row)
                     if again is not None:
                         shard.add(again)
                 if thumbnail is not None:
                     report.thumbnails.append(thumbnail)
     _sum_up(report, numbers)
+    if numbers.image_bytes and not numbers.caption_lengths and not report.labels:
+        detail = f"none of {len(numbers.image_bytes)} records has a caption or a label; the fields are "
+        fault = Fault(
+            shard=", ".join(source.patterns), reason="empty_caption", detail=detail + ", ".join(report.fields)
+        )
+        report.remarks.append(fault)
     return report
 
 
@@ -98,7 +104,7 @@ def _records(
         first += report.num_records
         if not len(rows):
             continue
-        shard = IndexedShard(source, report.path)
+        shard = IndexedShard(source, report.path, in_order=True)
         for row in rows.tolist():
             yield report, read_or_fault(shard, row)
 
@@ -157,7 +163,7 @@ def _shown(value: Any) -> str:
             value = value.decode("utf-8")
         except UnicodeDecodeError:
             return f"{len(value)} bytes"
-    return " ".join(str(value).split())[:80]
+    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(str(value).split())[:80])
 
 
 def _sum_up(report: Report, numbers: _Numbers) -> None:

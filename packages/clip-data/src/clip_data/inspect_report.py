@@ -85,6 +85,7 @@ class Report:
         num_same_keys: Those that came before.
         labels: Number of records by label.
         thumbnails: Some of the records.
+        remarks: What is wrong with all of them.
     """
 
     format: str
@@ -103,6 +104,7 @@ class Report:
     num_same_keys: int = 0
     labels: Counter[int] = field(default_factory=Counter)
     thumbnails: list[Thumbnail] = field(default_factory=list)
+    remarks: list[Fault] = field(default_factory=list)
 
     @property
     def num_records(self) -> int:
@@ -111,8 +113,8 @@ class Report:
 
     @property
     def faults(self) -> list[Fault]:
-        """The first faults of every shard."""
-        return [fault for shard in self.shards for fault in shard.faults]
+        """What is wrong with all records, and the first faults of every shard."""
+        return [*self.remarks, *(fault for shard in self.shards for fault in shard.faults)]
 
     def to_json(self) -> dict[str, Any]:
         """Returns all but the thumbnails, as JSON values."""
@@ -124,4 +126,5 @@ class Report:
         left["shards"] = [
             {**vars(shard), "faults": [dataclasses.asdict(fault) for fault in shard.faults]} for shard in self.shards
         ]
+        left["remarks"] = [dataclasses.asdict(fault) for fault in self.remarks]
         return {"num_records": self.num_records, **left}

@@ -24,7 +24,7 @@ from clip_data.config import DataConfig
 
 __all__ = ["Block", "Order", "Place", "mix"]
 
-_MIX_CYCLE = 4096  # weights are honoured to one part in this
+_MIX_CYCLE = 4096
 _ATTEMPTS_IN_BLOCK = 8
 _SKIPS_IN_BLOCK = 1024
 _MASK = (1 << 64) - 1
@@ -46,12 +46,14 @@ class Block(NamedTuple):
         firsts: For each of them its first record that belongs here; the block takes all of a shard but at its ends.
         ends: Records up to the end of each.
         permutation: The records in the order of the samples; None takes them as they come.
+        end: Position in the run after its last sample.
     """
 
     shards: list[int]
     firsts: list[int]
     ends: list[int]
     permutation: np.ndarray | None
+    end: int
 
 
 class _Epoch(NamedTuple):
@@ -106,7 +108,9 @@ class Order:
         self.num_streams: int = max(self._streams)
         self._block_shards = [max(block_shards // streams, 1) if shuffle else 1 for streams in self._streams]
         self._starts = [0, *itertools.accumulate(self._totals)] if concatenate else None
-        self._slots = None if concatenate or len(counts) == 1 else _interleave(weights)
+        # Weights are honoured to one part in a cycle.
+        self._cycle = max(_MIX_CYCLE, 1 << (len(counts) - 1).bit_length())
+        self._slots = None if concatenate or len(counts) == 1 else _interleave(weights, self._cycle)
         # Samples come roughly in order from every source, so that a few epochs and blocks of each are enough.
         self._epoch = lru_cache(maxsize=2 * len(counts))(self._make_epoch)
         self._stream = lru_cache(maxsize=4 * sum(self._streams))(self._make_stream)
@@ -137,8 +141,17 @@ class Order:
 
     def __call__(self, position: int) -> Place:
         """Returns the place of sample number ``position`` of the run, counted from 0."""
+        return self.locate(position)[0]
+
+    def locate(self, position: int) -> tuple[Place, int]:
+        """Returns the place of a sample, and the position after the last one of its block.
+
+        Args:
+            position: Of the sample in the run.
+        """
         source, block, offset = self._in_block(position)
-        return _place(source, block, offset if block.permutation is None else int(block.permutation[offset]))
+        index = offset if block.permutation is None else int(block.permutation[offset])
+        return _place(source, block, index), block.end
 
     def rows(self, start: int, size: int) -> list[int]:
         """Returns the positions of a batch, row by row: those of one stream are neighbours.
@@ -174,18 +187,18 @@ class Order:
         draw = mix(self._seed, 2, position, attempt)
         if attempt - num_skipped > _ATTEMPTS_IN_BLOCK or num_skipped > _SKIPS_IN_BLOCK:
             ends = np.cumsum(self._counts[source]).tolist()
-            block = Block(list(range(len(ends))), [0] * len(ends), ends, None)
+            block = block._replace(shards=list(range(len(ends))), firsts=[0] * len(ends), ends=ends)
         return _place(source, block, draw % block.ends[-1])
 
-    def following(self, position: int) -> tuple[int, list[int]]:
-        """Returns the source of a position and the shards of the block that comes after its own in its stream."""
+    def following(self, position: int) -> tuple[int, Block]:
+        """Returns the source of a position and the block that comes after its own in its stream."""
         source, position = self._in_source(position)
         epoch, stream, number, _ = self._locate(source, position)
         if number + 1 < len(self._stream(source, epoch, stream).ends):
-            return source, self._block(source, epoch, stream, number + 1).shards
+            return source, self._block(source, epoch, stream, number + 1)
         # An epoch that does not divide by the streams shifts them against the positions.
         stream = (stream - self._totals[source]) % self._streams[source]
-        return source, self._block(source, epoch + 1, stream, 0).shards
+        return source, self._block(source, epoch + 1, stream, 0)
 
     def _in_source(self, position: int) -> tuple[int, int]:
         if self._starts is not None:
@@ -197,9 +210,22 @@ class Order:
         sources, ranks, sizes = self._slots
         # All streams take from one source at a time: a stream of the batch stays a stream of each source.
         position, lane = divmod(position, self.num_streams)
-        cycle, slot = divmod(position, _MIX_CYCLE)
+        cycle, slot = divmod(position, self._cycle)
         source = int(sources[slot])
         return source, (cycle * int(sizes[source]) + int(ranks[slot])) * self.num_streams + lane
+
+    def _in_run(self, source: int, position: int) -> int:
+        """Returns the position in the run of one in a source: what ``_in_source`` undoes."""
+        if self._starts is not None:
+            epoch, position = divmod(position, self._totals[source])
+            return epoch * self._starts[-1] + self._starts[source] + position
+        if self._slots is None:
+            return position
+        sources, _, sizes = self._slots
+        position, lane = divmod(position, self.num_streams)
+        cycle, rank = divmod(position, int(sizes[source]))
+        slot = int(np.flatnonzero(sources == source)[rank])
+        return (cycle * self._cycle + slot) * self.num_streams + lane
 
     def _in_block(self, position: int) -> tuple[int, Block, int]:
         source, position = self._in_source(position)
@@ -241,7 +267,8 @@ class Order:
         permutation = None
         if self._shuffle:
             permutation = _permutation(last - first, mix(self._seed, 1, source, epoch, stream, number))
-        return Block(shards.tolist(), firsts, ends, permutation)
+        at = epoch * self._totals[source] + (here.ends[number] - 1) * self._streams[source] + stream
+        return Block(shards.tolist(), firsts, ends, permutation, self._in_run(source, at) + 1)
 
 
 def _place(source: int, block: Block, index: int) -> Place:
@@ -249,13 +276,13 @@ def _place(source: int, block: Block, index: int) -> Place:
     return Place(source, block.shards[which], block.firsts[which] + index - (block.ends[which - 1] if which else 0))
 
 
-def _interleave(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _interleave(weights: Sequence[float], cycle: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Spreads sources over a cycle: the source of each slot, how many of it came before, and how many there are."""
-    shares = np.asarray(weights, np.float64) / np.sum(weights) * _MIX_CYCLE
+    shares = np.asarray(weights, np.float64) / np.sum(weights) * cycle
     sizes = np.maximum(np.floor(shares).astype(np.int64), 1)
-    for source in np.argsort(sizes - shares, kind="stable")[: max(_MIX_CYCLE - int(sizes.sum()), 0)]:
+    for source in np.argsort(sizes - shares, kind="stable")[: max(cycle - int(sizes.sum()), 0)]:
         sizes[source] += 1
-    sizes[int(np.argmax(sizes))] -= int(sizes.sum()) - _MIX_CYCLE  # where tiny weights were raised to one slot
+    sizes[int(np.argmax(sizes))] -= int(sizes.sum()) - cycle  # where tiny weights were raised to one slot
     sources = np.repeat(np.arange(len(sizes)), sizes)
     ranks = np.concatenate([np.arange(size) for size in sizes])
     slots = np.argsort((ranks + 0.5) / sizes[sources], kind="stable")

@@ -1,6 +1,7 @@
 """Parquet shards: a row for each record, with the image's bytes in a binary column or its path in one of text.
 
-A row group is read as a whole when the first of its rows is wanted, and held while the shard is open. A shard whose
+A row group is read as a whole when the first of its rows is wanted, and held while the shard is open, or until the next
+one where rows are read in order. A shard whose
 footer is lost or wrong cannot be read at all; a damaged row group loses its rows.
 
 References:
@@ -35,6 +36,7 @@ _MAX_FOOTER_STRING = 256 << 20
 _MAX_EXPANSION = 64  # bytes of a row group for each byte of the file, beyond those that are always allowed
 _ALWAYS_ALLOWED = 1 << 30
 _ROWS_AT_ONCE = 64
+_MAX_ROWS = 1 << 20  # that a footer may always claim
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 
@@ -45,13 +47,14 @@ class ParquetReader:
         path: Where it is.
         image_key: Column of the images or of their paths, or ``"auto"``.
         images: False reads no image, and needs no such column.
+        in_order: Whether rows are read one after the other: then one row group is held at a time.
 
     Raises:
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: str, *, image_key: str, images: bool = True):
-        self._path, self._reads_images = path, images
+    def __init__(self, path: str, *, image_key: str, images: bool = True, in_order: bool = False):
+        self._path, self._reads_images, self._in_order = path, images, in_order
         self._lock = threading.Lock()
         self._groups: dict[int, _Group | str] = {}
         self._ends: list[int] = []
@@ -92,7 +95,7 @@ class ParquetReader:
             return fields | ({"__image__": image} if self._reads_images else {})
         key = fields.get("key") or image
         found = {"__image__": read_image_at(image, self._path, key=key)} if self._reads_images else {}
-        return fields | found | {"__key__": key}
+        return fields | found | {"__path__": image}
 
     def _first(self, group: int) -> int:
         return self._ends[group - 1] if group else 0
@@ -106,6 +109,8 @@ class ParquetReader:
                 except _DAMAGE as error:
                     self._bytes.raise_failure()
                     group = f"row group {number} cannot be read ({error})"
+                if self._in_order:
+                    self._groups.clear()
                 self._groups[number] = group
                 if len(self._groups) == len(self._ends):
                     self._file = None  # which holds what it read last
@@ -114,15 +119,22 @@ class ParquetReader:
         return group
 
     def _read_group(self, file: Any, number: int) -> pa.Table:
-        """Reads a row group in steps: how much its dictionaries expand to, its footer does not tell."""
+        """Reads a row group in steps: how much its dictionaries expand to, its footer does not tell.
+
+        A row holds at most what the group does, so that no step can go far beyond what is allowed.
+        """
         batches: list[pa.RecordBatch] = []
         num_bytes = 0
+        size = max(file.metadata.row_group(number).total_byte_size, 1)
+        if size > self._max_bytes:
+            raise ValueError(f"{size} bytes, more than {self._max_bytes}, from a file of {self._bytes.size}")
+        num_rows_at_once = min(max(self._max_bytes // (4 * size), 1), _ROWS_AT_ONCE)
         schema, names = file.schema_arrow, None
         # The pictures are most of a file, and a column that is not asked for is not read.
         if not self._reads_images and not self._holds_paths and self._image is not None and len(schema) > 1:
             schema = schema.remove(schema.get_field_index(self._image))
             names = schema.names
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], columns=names, use_threads=False):
+        for batch in file.iter_batches(num_rows_at_once, row_groups=[number], columns=names, use_threads=False):
             num_bytes += batch.nbytes
             if num_bytes > self._max_bytes:
                 raise ValueError(f"more than {self._max_bytes} bytes from a file of {self._bytes.size}")
@@ -189,6 +201,8 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[tuple[bytes, dict[st
 
 
 def _array(values: list[Any]) -> pa.Array:
+    if any(isinstance(value, list) for value in values):  # a caption here, several there
+        values = [value if value is None or isinstance(value, list) else [value] for value in values]
     try:
         return pa.array(values)
     except pa.ArrowException:
@@ -240,7 +254,7 @@ class _ShardFile(io.RawIOBase):
 def _row_ends(metadata: pq.FileMetaData, size: int) -> list[int]:
     """Returns the number of rows up to the end of each row group, after checking what the footer claims."""
     num_rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    if min(num_rows, default=0) < 0 or sum(num_rows) > size:
+    if min(num_rows, default=0) < 0 or sum(num_rows) > max(_MAX_ROWS, _MAX_EXPANSION * size):
         raise ValueError(f"it claims {sum(num_rows)} rows in {size} bytes")
     return list(itertools.accumulate(num_rows))
 
@@ -254,9 +268,28 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        if _holds_text(column.type):
-            return column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
-        raise
+        return _as_bytes(column.combine_chunks()).to_pylist()
+
+
+def _as_bytes(values: Any) -> pa.Array:
+    """Returns texts as bytes, wherever they are in lists and structs; all else as it is."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return values.cast(_bytes_type(values.type))
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind) or pa.types.is_string_view(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_bytes_type(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_bytes_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _bytes_type(field.type)) for field in kind])
+    return kind
 
 
 def _find_image(schema: pa.Schema, image_key: str, is_needed: bool) -> tuple[str | None, bool]:
@@ -285,8 +318,11 @@ def _find_image(schema: pa.Schema, image_key: str, is_needed: bool) -> tuple[str
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_long = pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return pa.types.is_binary(kind) or is_long or pa.types.is_fixed_size_binary(kind)
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -248,7 +248,9 @@ class Pipeline:
     def _faults(self, job: Job, row: int) -> Iterator[Fault]:
         yield from job.faults[row]
         sample = job.samples[row]
-        if sample is not None and not any(fault.lost for fault in job.faults[row]):  # and no replacement
+        if sample is None or sample.key_is_path:
+            return
+        if not any(fault.lost for fault in job.faults[row]):  # or it is a replacement
             source, shard, number = sample.place
             fault = self._keys.add(sample.key, self._paths[source][shard], number)
             if fault is not None:

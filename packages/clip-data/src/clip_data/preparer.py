@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,13 +40,16 @@ class Sample(NamedTuple):
     image_id: int
     text_id: int
     place: Place
+    key_is_path: bool
 
     @staticmethod
     def of(record: Record, place: Place) -> Sample:
         """Takes from a record what stays when its image is decoded."""
-        text = record.caption.encode("utf-8", "replace")
+        text = record.caption.encode("utf-8", "replace")  # a transform may have made anything of it
         image_id = _checksum(record.image) if record.image else -1
-        return Sample(record.key, record.caption, record.label, image_id, _checksum(text), place)
+        return Sample(
+            record.key, text.decode("utf-8"), record.label, image_id, _checksum(text), place, record.key_is_path
+        )
 
 
 class Preparer:
@@ -65,9 +68,10 @@ class Preparer:
         self._order = order
         self._census = census
         self._open: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
-        # The block at hand and the next one, of every source.
+        # At most the block at hand and the next one, of every source; a shard goes when its block is done.
         self._max_open = 2 * config.block_shards * len(config.sources)
-        self._ahead: list[tuple[int, int]] = []
+        self._begun: deque[int] = deque([0], maxlen=config.prefetch)  # first positions of the batches at work
+        self._ahead: set[tuple[int, int]] = set()
         self._has_remote = any(path.startswith(REMOTE) for names in paths for path in names)
         self._lock = threading.Lock()
 
@@ -94,18 +98,21 @@ class Preparer:
                 array[row] = 0
         return sample
 
-    def remarks(self, place: Place) -> list[Fault]:
+    def remarks(self, position: int) -> list[Fault]:
         """Returns what is wrong with a shard that was not opened before, where it loses no sample.
 
         Args:
-            place: Of a record; it is said of the first of a shard.
+            position: Of a sample; it is said of the first of a shard.
 
         Raises:
             OSError: The shard cannot be read.
         """
+        if not self._census.stated:
+            return []
+        place, end = self._order.locate(position)
         if place.row or place[:2] not in self._census.stated:
             return []
-        shard, stated = self._shard(place.source, place.shard), self._stated(place)
+        shard, stated = self._shard(place.source, place.shard, end), self._stated(place)
         if len(shard) > stated:
             detail = f"its _stats.json states {stated} records, and the {len(shard) - stated} after them are not read"
             return [Fault(shard=shard.path, reason="wrong_count", detail=detail, lost=False)]
@@ -121,8 +128,8 @@ class Preparer:
             RecordError: Their checksum is wrong, or the shard ends before them.
             OSError: The shard cannot be read.
         """
-        place = self._order(position)
-        return self._shard(place.source, place.shard).read_stored(place.row)
+        place, end = self._order.locate(position)
+        return self._shard(place.source, place.shard, end).read_stored(place.row)
 
     def first_fields(self, count: int) -> Iterator[dict[str, Any]]:
         """Yields the fields of the first records of every source.
@@ -132,42 +139,50 @@ class Preparer:
         """
         for source, paths in enumerate(self._paths):
             yield from itertools.islice(
-                (fields for number in range(len(paths)) for fields in self._shard(source, number).fields()), count
+                (fields for number in range(len(paths)) for fields in self._shard(source, number, 0).fields()), count
             )
 
     def look_ahead(self, positions: Iterable[int | None]) -> None:
-        """Begins to fetch the shards of buckets that come after those of some positions.
+        """Lets go of shards whose block is done, and begins to fetch those of buckets that come next.
 
         Args:
-            positions: Of a batch that is begun.
+            positions: Of a batch that is begun; no more than ``prefetch`` are at work at a time.
         """
+        real = [position for position in positions if position is not None]
+        if not real:
+            return
+        self._begun.append(min(real))
+        done = min(self._begun)
+        with self._lock:
+            for place in [place for place, slot in self._open.items() if slot.end <= done]:
+                del self._open[place]
         if not self._has_remote:
             return
-        following = [self._order.following(position) for position in positions if position is not None]
-        wanted = dict.fromkeys((source, shard) for source, shards in following for shard in shards)
+        following = [self._order.following(position) for position in real]
+        wanted = {(source, shard): block.end for source, block in following for shard in block.shards}
         with self._lock:
-            new = [place for place in wanted if place not in self._open and place not in self._ahead]
-            self._ahead = list(wanted)
+            new = {place: end for place, end in wanted.items() if place not in self._open and place not in self._ahead}
+            self._ahead = {*wanted}
         if new:
             threading.Thread(target=self._fetch, args=(new,), name="clip-data-ahead", daemon=True).start()
 
-    def _fetch(self, places: list[tuple[int, int]]) -> None:
-        for source, number in places:
+    def _fetch(self, places: Mapping[tuple[int, int], int]) -> None:
+        for (source, number), end in places.items():
             if self._paths[source][number].startswith(REMOTE):
                 try:
-                    self._shard(source, number)
+                    self._shard(source, number, end)
                 except OSError as error:  # whoever needs the shard tries again, and raises
                     logger.debug("fetching ahead: %s", error)
 
     def _find(self, position: int, arrays: Mapping[str, np.ndarray], row: int, faults: list[Fault]) -> Sample | None:
-        place, draw = self._order(position), self._order.draw(position)
-        if self._census.stated:
-            faults.extend(self.remarks(place))
+        (place, end), draw = self._order.locate(position), self._order.draw(position)
+        faults.extend(self.remarks(position))
         attempt = num_skipped = 0
         while True:
             try:
                 # What is wrong with a replacement counts where its own position comes.
-                return self._prepare(place, draw, arrays, row, [] if attempt else faults)
+                shard = self._shard(place.source, place.shard, end)
+                return self._prepare(shard, place, draw, arrays, row, [] if attempt else faults)
             except _Unusable as unusable:
                 if not attempt:
                     faults.append(unusable.fault)
@@ -188,9 +203,14 @@ class Preparer:
                 place = self._order.replacement(position, attempt, num_skipped=num_skipped)
 
     def _prepare(
-        self, place: Place, caption_draw: int, arrays: Mapping[str, np.ndarray], row: int, faults: list[Fault]
+        self,
+        shard: IndexedShard,
+        place: Place,
+        caption_draw: int,
+        arrays: Mapping[str, np.ndarray],
+        row: int,
+        faults: list[Fault],
     ) -> Sample:
-        shard = self._shard(place.source, place.shard)
         key, offset = "", None
         try:
             if place.row >= len(shard):
@@ -249,9 +269,11 @@ class Preparer:
         arrays["pixel_attention_mask"][row] = np.arange(max_patches) < len(patches)
         arrays["spatial_shapes"][row] = grid
 
-    def _shard(self, source: int, number: int) -> IndexedShard:
+    def _shard(self, source: int, number: int, end: int) -> IndexedShard:
+        """Returns a shard that is open until the position ``end`` is reached."""
         with self._lock:
             slot = self._open.setdefault((source, number), _Slot())
+            slot.end = max(slot.end, end)
             self._open.move_to_end((source, number))
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
@@ -268,6 +290,7 @@ class _Slot:
     def __init__(self):
         self.lock = threading.Lock()
         self.shard: IndexedShard | None = None
+        self.end: int = 0
 
 
 class _Unusable(Exception):  # noqa: N818

@@ -110,6 +110,9 @@ class ProcessExecutor:
         self._failure: str | None = None
         self._workers: list[_Worker] = []
         try:
+            # The workers do not run the program that the transform may be a part of.
+            if b"__main__" in pickle.dumps(config.transform):
+                raise ValueError("num_workers needs a transform of a module: move it there from the program itself")
             setting = pickle.dumps(_Setting(config, paths, census, shapes, -(-num_threads // num_workers)))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(f"the config cannot be sent to other processes: {error}") from error

@@ -58,20 +58,25 @@ class Reader(Protocol):
         ...
 
 
-def _parquet(path: str, source: SourceConfig, images: bool) -> Reader:
+def _parquet(path: str, source: SourceConfig, images: bool, in_order: bool) -> Reader:
     from clip_data.parquet import ParquetReader  # pyarrow.parquet takes longer to import than all else here
 
-    return ParquetReader(path, image_key=source.image_key, images=images)
+    return ParquetReader(path, image_key=source.image_key, images=images, in_order=in_order)
 
 
-_READERS: dict[Format, Callable[[str, SourceConfig, bool], Reader]] = {
-    "tfrecord": lambda path, source, images: TFRecordReader(path),
-    "webdataset": lambda path, source, images: TarReader(path),
+def _table(path: str, source: SourceConfig, images: bool, in_order: bool) -> Reader:
+    delimiter = "\t" if source.format == "tsv" else ","
+    return TableReader(path, delimiter=delimiter, image_key=source.image_key, images=images)
+
+
+_READERS: dict[Format, Callable[[str, SourceConfig, bool, bool], Reader]] = {
+    "tfrecord": lambda path, source, images, in_order: TFRecordReader(path),
+    "webdataset": lambda path, source, images, in_order: TarReader(path),
     "parquet": _parquet,
-    "csv": lambda path, source, images: TableReader(path, delimiter=",", image_key=source.image_key, images=images),
-    "tsv": lambda path, source, images: TableReader(path, delimiter="\t", image_key=source.image_key, images=images),
-    "folder": lambda path, source, images: FolderReader(path, images=images),
-    "class_folder": lambda path, source, images: ClassFolderReader(path, images=images),
+    "csv": _table,
+    "tsv": _table,
+    "folder": lambda path, source, images, in_order: FolderReader(path, images=images),
+    "class_folder": lambda path, source, images, in_order: ClassFolderReader(path, images=images),
 }
 
 
@@ -83,16 +88,17 @@ class IndexedShard:
         path: As ``list_source`` returns it.
         images: False leaves images out: records need none, those of Parquet, tables and folders are not even read, and
             ``Record.image`` is empty.
+        in_order: Whether records are read one after the other, and nothing need be held for later.
 
     Raises:
         OSError: It cannot be read.
     """
 
-    def __init__(self, source: SourceConfig, path: str, *, images: bool = True):
+    def __init__(self, source: SourceConfig, path: str, *, images: bool = True, in_order: bool = False):
         self.path = path
         self._source = source
         self._images = images
-        self._reader = _READERS[source.format](path, source, images)
+        self._reader = _READERS[source.format](path, source, images, in_order)
         self._wants = make_predicate(source.filters)
         self._unwanted: dict[int, tuple[str, str]] = {}
         self.fault = self._reader.fault
@@ -163,9 +169,9 @@ def list_source(source: SourceConfig) -> list[str]:
     """Lists a source's shards, as ``list_shards`` does.
 
     Raises:
-        FileNotFoundError: Some pattern names no shard; all such patterns are listed.
-        PermissionError: Some local shard may not be read; all are listed.
-        ValueError: A shard is named twice, or a ``class_folder`` source names several folders.
+        FileNotFoundError: As ``list_shards``.
+        PermissionError: Likewise.
+        ValueError: Likewise; or a ``class_folder`` source names several folders.
     """
     paths = list_shards(source.shards, folders=source.format in FOLDERS)
     if source.format == "class_folder" and len(paths) > 1:
@@ -180,20 +186,20 @@ def list_sources(sources: Sequence[SourceConfig]) -> list[list[str]]:
     """Lists the shards of several sources.
 
     Raises:
-        FileNotFoundError: Shards are missing; those of all sources are named.
-        PermissionError: Likewise, where none is missing.
+        FileNotFoundError: Shards are missing; those of all sources are named, and what may not be read.
+        PermissionError: Some may not be read, and none is missing; likewise.
         ValueError: As ``list_source`` raises.
     """
     found: list[list[str]] = []
-    errors: dict[type[OSError], list[str]] = {FileNotFoundError: [], PermissionError: []}
+    errors: list[FileNotFoundError | PermissionError] = []
     for source in sources:
         try:
             found.append(list_source(source))
         except (FileNotFoundError, PermissionError) as error:
-            errors[type(error)].append(str(error))
-    for kind, messages in errors.items():
-        if messages:
-            raise kind("; ".join(messages))
+            errors.append(error)
+    if errors:
+        kind = PermissionError if all(isinstance(error, PermissionError) for error in errors) else FileNotFoundError
+        raise kind("; ".join(map(str, errors)))
     return found
 
 
@@ -214,7 +220,7 @@ def read_records(source: SourceConfig, *, max_bad_fraction: float = 0.1) -> Iter
     """
     log = FaultLog(max_bad_fraction=max_bad_fraction)
     for number, path in enumerate(list_source(source), start=1):
-        shard = IndexedShard(source, path)
+        shard = IndexedShard(source, path, in_order=True)
         log.start([shard.fault] if shard.fault else [])
         for item in scan(shard):
             log.add([item] if isinstance(item, Fault) else [], num_samples=1)

@@ -6,7 +6,6 @@ Knows no format: a shard is a named run of bytes here.
 from __future__ import annotations
 
 import glob
-import itertools
 import json
 import os
 import re
@@ -17,6 +16,10 @@ from typing import Protocol
 from clip_data.buckets import REMOTE, RemoteShard, list_objects, read_object
 
 __all__ = ["Shard", "expected_count", "list_shards", "open_shard"]
+
+
+_MAX_LISTED = 1000  # paths in a message
+_MAX_EXPANDED = 1_000_000  # shards of a brace list
 
 
 class Shard(Protocol):
@@ -37,7 +40,14 @@ class _LocalShard:
         self.size = os.fstat(self._descriptor).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        return os.pread(self._descriptor, min(length, self.size - offset), offset)
+        length = min(length, self.size - offset)
+        data = os.pread(self._descriptor, length, offset)
+        while len(data) < length:  # of more than 2 GiB the system gives a part
+            more = os.pread(self._descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
 
     def __del__(self, close=os.close):
         # Shards are shared between threads and dropped from a cache while others may still read them. `close` is bound
@@ -77,30 +87,33 @@ def list_shards(patterns: str | Sequence[str], *, folders: bool = False) -> list
         One path for each shard: patterns in their order, brace lists counted up, globs sorted.
 
     Raises:
-        FileNotFoundError: Some pattern names no shard; all such patterns are listed.
-        PermissionError: Some local shard may not be read; all are listed.
-        ValueError: A shard is named twice, or folders are remote.
+        FileNotFoundError: Some pattern names no shard; all such patterns are listed, and what may not be read.
+        PermissionError: Some local shard may not be read, and none is missing; all are listed.
+        ValueError: A shard is named twice, a brace list is none, or folders are remote.
     """
     shards: list[str] = []
     missing: list[str] = []
-    patterns = (patterns,) if isinstance(patterns, str) else patterns
-    for pattern in itertools.chain.from_iterable(map(_expand_braces, patterns)):
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         if folders and pattern.startswith(REMOTE):
             raise ValueError(f"folders of files are read from local disks only, not {pattern}: pack them into shards")
-        found = list_objects(pattern) if pattern.startswith(REMOTE) else _list_local(pattern, folders=folders)
-        shards.extend(found)
-        if not found:
-            missing.append(pattern)
+        for name in [pattern] if _is_there(pattern, folders=folders) else _expand_braces(pattern):
+            found = list_objects(name) if name.startswith(REMOTE) else _list_local(name, folders=folders)
+            shards.extend(found)
+            if not found:
+                missing.append(name)
+    problems = []
     if missing:
         hint = "; a directory's files are named by a glob, DIR/*.tar" if any(map(os.path.isdir, missing)) else ""
         hint = "; the format reads folders, not files" if folders and any(map(os.path.isfile, missing)) else hint
-        raise FileNotFoundError(f"no shard at {', '.join(_first(missing))}{hint}")
+        problems.append(f"no shard at {_listed(missing)}{hint}")
     unreadable = [path for path in shards if not path.startswith(REMOTE) and not os.access(path, os.R_OK)]
     if unreadable:
-        raise PermissionError(f"no permission to read {', '.join(_first(unreadable))}")
+        problems.append(f"no permission to read {_listed(unreadable)}")
+    if problems:
+        raise (FileNotFoundError if missing else PermissionError)("; ".join(problems))
     if len(set(shards)) < len(shards):
         twice = sorted(path for path, count in Counter(shards).items() if count > 1)
-        raise ValueError(f"name each shard once ({', '.join(_first(twice))} came again) and repeat data by weight")
+        raise ValueError(f"name each shard once ({_listed(twice)} came again) and repeat data by weight")
     return shards
 
 
@@ -123,31 +136,65 @@ def expected_count(path: str, field: str = "successes") -> int | None:
         return None
 
 
-def _first(items: list[str], limit: int = 20) -> list[str]:
-    return items if len(items) <= limit else [*items[:limit], f"and {len(items) - limit} more"]
+def _listed(paths: list[str]) -> str:
+    return ", ".join([*paths[:_MAX_LISTED], *([f"and {len(paths) - _MAX_LISTED} more"] * (len(paths) > _MAX_LISTED))])
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """Expands ``{000..123}`` and ``{a,b}``, leftmost slowest."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
+    """Expands ``{000..123}`` and ``{a,b}``, also in one another, leftmost slowest.
+
+    >>> _expand_braces("{a,b{1..2}}.tar")
+    ['a.tar', 'b1.tar', 'b2.tar']
+    """
+    start = pattern.find("{")
+    if start < 0:
         return [pattern]
-    body = match[1]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", body)
-    if span:
-        first, last = span.groups()
-        if int(last) < int(first):
-            raise ValueError(f"a brace list must count up, not {{{body}}} in {pattern!r}")
-        items = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    elif "," in body:
-        items = body.split(",")
+    parts, depth, first = [], 0, start + 1
+    for place in range(start, len(pattern)):
+        if pattern[place] == "{":
+            depth += 1
+        elif pattern[place] == "}":
+            depth -= 1
+        if depth == 0 or (depth == 1 and pattern[place] == ","):
+            parts.append(pattern[first:place])
+            first = place + 1
+        if depth == 0:
+            break
     else:
+        raise ValueError(f"a brace does not end in {pattern!r}")
+    if len(parts) > 1:
+        items = [item for part in parts for item in _expand_braces(part)]
+    else:
+        items = _count_up(parts[0], pattern)
+    tails = _expand_braces(pattern[first:])
+    if len(items) * len(tails) > _MAX_EXPANDED:
+        raise ValueError(f"{pattern!r} names {len(items) * len(tails)} shards, more than {_MAX_EXPANDED}")
+    return [pattern[:start] + item + tail for item in items for tail in tails]
+
+
+def _count_up(body: str, pattern: str) -> list[str]:
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    if span is None:
         raise ValueError(f"a brace list is {{000..123}} or {{a,b}}, not {{{body}}} in {pattern!r}")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [head + item + rest for item in items for rest in _expand_braces(tail)]
+    first, last = map(int, span.groups())
+    if last < first:
+        raise ValueError(f"a brace list must count up, not {{{body}}} in {pattern!r}")
+    if last - first >= _MAX_EXPANDED:
+        raise ValueError(f"{{{body}}} in {pattern!r} names {last - first + 1} shards, more than {_MAX_EXPANDED}")
+    return [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
+
+
+def _is_there(pattern: str, *, folders: bool) -> bool:
+    """Whether there is a local shard of this very name, braces, stars and brackets included."""
+    return (os.path.isdir if folders else os.path.isfile)(_local_path(pattern))
 
 
 def _list_local(pattern: str, *, folders: bool) -> list[str]:
-    path = os.path.expanduser(pattern.removeprefix("file://"))
-    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]
+    path = _local_path(pattern)
+    is_plain = not glob.has_magic(path) or _is_there(pattern, folders=folders)
+    found = [path] if is_plain else sorted(glob.glob(path, recursive=True))
     return [path for path in found if (os.path.isdir if folders else os.path.isfile)(path)]
+
+
+def _local_path(pattern: str) -> str:
+    return os.path.expanduser(pattern.removeprefix("file://"))

@@ -1,11 +1,17 @@
-"""CSV and TSV tables of image paths and captions, whose first line names the columns."""
+"""CSV and TSV tables of image paths and captions, whose first line names the columns.
+
+A quoted field of a CSV may hold commas and line ends. That of a TSV ends on its line, for many writers of TSV know no
+quotes: a caption that begins with one is taken as it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clip_data.buckets import REMOTE
@@ -50,7 +56,10 @@ class TableReader:
             return
         if wrong:
             lines = ", ".join(map(str, wrong[:10])) + ", …" * (len(wrong) > 10)
-            detail = f"{len(wrong)} lines were left out, whose fields are not as many as the first line's: {lines}"
+            detail = (
+                f"{len(wrong)} lines were left out, whose fields are not as many as the first line's or whose quotes "
+            )
+            detail += f"do not end: {lines}"
             self.fault = Fault(shard=path, reason="bad_record", detail=detail, lost=False)
 
     def __len__(self) -> int:
@@ -65,7 +74,7 @@ class TableReader:
         name = fields.pop(self._image) if self._image else None
         key = fields.get("key") or name
         image = {"__image__": read_image_at(name, self._path, key=key)} if self._reads_images else {}
-        return fields | image | {"__key__": key}
+        return fields | image | {"__path__": name}
 
 
 def find_path_column(names: Sequence[str], image_key: str, *, is_needed: bool = True) -> str | None:
@@ -126,11 +135,13 @@ def _read_columns(data: bytes, delimiter: str) -> tuple[dict[str, Any], list[int
 
     # Bytes that are not UTF-8 go through as they are: a wrong one in a caption is no reason to lose the table.
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    found = (_tab_separated if delimiter == "\t" else _comma_separated)(io.StringIO(text, newline=""))
+    _, names = next(found, (1, None))
+    if names is None:
+        raise ValueError("the first line cannot be read: a quote in it does not end")
     try:
-        names = next(reader, [])
         first_line = ", ".join(names).encode("utf-8")
-    except (csv.Error, UnicodeEncodeError) as error:
+    except UnicodeEncodeError as error:
         raise ValueError(f"the first line cannot be read ({error})") from error
     if len(set(names)) < len(names) or not all(names):
         raise ValueError(f"the first line must name each column, once; it is {first_line!r:.100}")
@@ -143,23 +154,56 @@ def _read_columns(data: bytes, delimiter: str) -> tuple[dict[str, Any], list[int
             chunk.append(pa.array(column, pa.binary()))
         rows.clear()
 
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error:
-            wrong.append(reader.line_num)
-            continue
-        if row is None:
-            break
-        if len(row) == len(names):
-            rows.append([field.encode("utf-8", "surrogateescape") for field in row])
+    for number, row in found:
+        if row is None or (row and len(row) != len(names)):
+            wrong.append(number)
         elif row:  # a blank line is none
-            wrong.append(reader.line_num)
+            rows.append([field.encode("utf-8", "surrogateescape") for field in row])
         if len(rows) == _ROWS_AT_ONCE:
             store()
     if rows:
         store()
     return {name: pa.chunked_array(chunk, pa.binary()) for name, chunk in zip(names, chunks, strict=True)}, wrong
+
+
+def _comma_separated(file: io.StringIO) -> Iterator[tuple[int, list[str] | None]]:
+    """Yields the number of each row's first line and its fields, or None where a quote goes wrong.
+
+    A quoted field may go over several lines. Where it does not end as it should, its first line alone is given up.
+    """
+    again: deque[str] = deque()
+    taken: list[str] = []
+
+    def lines() -> Iterator[str]:
+        while line := again.popleft() if again else file.readline():
+            taken.append(line)
+            yield line
+
+    number = 1
+    reader = csv.reader(lines(), strict=True)
+    while True:
+        taken.clear()
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            row, reader = None, csv.reader(lines(), strict=True)
+            again.extendleft(reversed(taken[1:]))
+            del taken[1:]
+        if not taken:
+            return
+        yield number, row
+        number += len(taken)
+
+
+def _tab_separated(file: io.StringIO) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of each line and its fields; quotes are quotes only where they end on the line."""
+    for number, line in enumerate(file, start=1):
+        bare = line.rstrip("\r\n")
+        fields = bare.split("\t") if bare else []
+        if '"' in bare:
+            with contextlib.suppress(csv.Error):
+                (fields,) = csv.reader([line], delimiter="\t", strict=True)
+        yield number, fields
 
 
 def _decoded(value: bytes | None) -> str | bytes | None:

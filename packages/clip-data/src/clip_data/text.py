@@ -82,6 +82,12 @@ class Tokenizer:
             raise ValueError(f"the tokenizer {name_or_path} has no padding token; give pad_id")
         self.pad_id: int = pad
         self.vocab_size: int = 1 + max(pad, *self._tokenizer.get_vocab().values())
+        least = self._tokenizer.num_special_tokens_to_add()
+        if text_length < least:
+            raise ValueError(
+                f"text_length must leave room for the {least} tokens that open and close each text of "
+                f"{name_or_path}; got {text_length}"
+            )
         self._backend: Any = self._tokenizer.backend_tokenizer if self._tokenizer.is_fast else None
         if self._backend is not None:
             self._backend.enable_truncation(text_length)

@@ -209,7 +209,7 @@ class TensorflowExecutor:
             return None
         fields = {name: value for name, value in fields.items() if value != b"" and value != _NO_NUMBER}
         place = self._order(position)
-        if self._preparer.remarks(place):
+        if self._preparer.remarks(position):
             return None
         try:
             record = to_record(

@@ -9,13 +9,13 @@ References:
 from __future__ import annotations
 
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clip_data.faults import Fault, RecordError, empty_shard
+from clip_data.faults import Fault, empty_shard
+from clip_data.fields import parse_json
 from clip_data.sources import Shard, open_shard
 
 __all__ = ["TarEntry", "TarReader", "index_tar", "read_sample", "write_samples"]
@@ -137,13 +137,7 @@ def read_sample(shard: Shard, entry: TarEntry) -> dict[str, Any]:
     key, members = entry
     fields: dict[str, Any] = {extension: shard.read_at(*where) for extension, where in members.items()}
     if "json" in fields:
-        try:
-            metadata = json.loads(fields.pop("json"))
-        except (ValueError, RecursionError) as error:
-            raise RecordError("bad_record", f"its json member cannot be read ({error})", key=key) from error
-        if not isinstance(metadata, dict):
-            raise RecordError("bad_record", f"its json member is no object but {metadata!r:.100}", key=key)
-        fields = metadata | fields
+        fields = parse_json(fields.pop("json"), "its json member", key=key) | fields
     return fields | {"__key__": key}
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any, Literal, get_args
 from clip_data.config import SourceConfig
 from clip_data.destination import Destination, open_destination
 from clip_data.faults import DataError, Fault, RecordError
-from clip_data.fields import IMAGE_KEYS, Record
+from clip_data.fields import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, Record
 from clip_data.image import decode_image
 from clip_data.picture import picture_header
 from clip_data.records import IndexedShard, list_source, scan
@@ -29,7 +30,10 @@ ShardFormat = Literal["tfrecord", "webdataset", "parquet"]
 
 _EXTENSIONS: dict[ShardFormat, str] = {"tfrecord": "tfrecord", "webdataset": "tar", "parquet": "parquet"}
 _FILE_TYPES = {"jpeg": "jpg"}
+# What a reader would take for the image, the key, the caption or the label.
 _OWN_FIELDS = frozenset({*IMAGE_KEYS, "gif", "key", "caption", "txt", "label", "cls"})
+_MEMBERS = _OWN_FIELDS | {"json"}
+_MAX_MEMBER = 60  # characters of a name; a tar file has room for a hundred
 _CHUNK = 256  # records that are verified together
 _NUM_EXAMPLES = 20
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -65,8 +69,12 @@ def write_shards(
     """Packs all records of a source into shards, in their order.
 
     Each record gets a new key, of its shard's and its own number; one that it had becomes ``original_key``. Images are
-    written as they are. The same source gives the same bytes. A local folder appears when all is written, or not at
-    all; in a bucket the shards appear one by one, and are deleted again if writing fails.
+    written as they are. Other fields keep their names and values, several captions stay several; a field that would be
+    taken for the image, the caption or the label without being it becomes ``original_NAME``. Bytes that are no text are
+    members of their own in a tar file, under their names in lower case. The same source gives the same bytes.
+
+    A local folder appears, or fills, when all is written, or not at all; in a bucket the shards appear one by one, and
+    are deleted again if writing fails.
 
     Args:
         source: What to read.
@@ -125,7 +133,7 @@ class _Log:
 def _usable(source: SourceConfig, log: _Log, *, verify: bool, keep_uncaptioned: bool) -> Iterator[Record]:
     def found() -> Iterator[Record | Fault]:
         for path in list_source(source):
-            shard = IndexedShard(source, path)
+            shard = IndexedShard(source, path, in_order=True)
             if shard.fault is not None:
                 log.add(shard.fault)
             yield from scan(shard)
@@ -207,22 +215,55 @@ def _members(key: str, record: Record) -> dict[str, bytes]:
     members = {_FILE_TYPES.get(kind, kind): record.image, "txt": _clean(record.caption).encode()}
     if record.label is not None:
         members["cls"] = str(record.label).encode()
-    metadata = _columns(key, record)
-    # Bytes that are no text, an embedding say, have no place in JSON.
-    members |= {name.lower(): value for name, value in metadata.items() if isinstance(value, bytes) and name.isalnum()}
-    texts = {name: value for name, value in metadata.items() if not isinstance(value, bytes)}
+    texts: dict[str, Any] = {}
+    for name, value in _columns(key, record).items():
+        if isinstance(value, bytes):  # that are no text, such as an embedding: they have no place in JSON
+            members[_member_name(name, {*members, *_MEMBERS})] = value
+        else:
+            texts[name] = value
     return members | {"json": json.dumps(texts, ensure_ascii=False).encode()}
+
+
+def _member_name(name: str, taken: set[str]) -> str:
+    member = re.sub(r"[^a-z0-9_.-]", "_", name.lower())[:_MAX_MEMBER]
+    while member in taken:
+        member += "_"
+    return member
 
 
 def _columns(key: str, record: Record) -> dict[str, Any]:
     """Returns all but the image, as values that every format can hold."""
-    columns: dict[str, Any] = {"key": key, "caption": _clean(record.caption)}
+    columns: dict[str, Any] = {"key": key, "caption": _captions(record)}
     if record.label is not None:
         columns["label"] = record.label
-    columns |= {name: _plain(value) for name, value in record.metadata.items() if name not in _OWN_FIELDS}
+    for name, value in record.metadata.items():
+        plain = _plain(value)
+        if name.lower() not in _OWN_FIELDS or (name in LABEL_KEYS and record.label is None):
+            columns[name] = plain
+        elif name != "key" and plain not in (None, "", columns["caption"]) and not _is_written(name, plain, record):
+            columns[f"original_{name}"] = plain
     if record.key:
         columns.setdefault("original_key", _clean(record.key))
     return columns
+
+
+def _captions(record: Record) -> str | list[str]:
+    """Returns the caption, or all of them where the field that it was drawn from holds several."""
+    caption = _clean(record.caption)
+    for name in CAPTION_KEYS:
+        several = record.metadata.get(name)
+        if isinstance(several, list | tuple):
+            several = [text for text in map(_plain, several) if isinstance(text, str) and text.strip()]
+            if caption in several:
+                return several
+    return caption
+
+
+def _is_written(name: str, plain: Any, record: Record) -> bool:
+    """Whether a field says what the record's caption or label does."""
+    if name in LABEL_KEYS:
+        return str(plain).strip() == str(record.label)
+    return plain == _clean(record.caption)
 
 
 def _plain(value: Any) -> Any:
