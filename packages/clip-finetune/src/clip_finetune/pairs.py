@@ -109,7 +109,7 @@ def pairs(config: PairsConfig, *, dry_run: bool = False) -> int:
 
 def _finish(config: PairsConfig, output: Output, trained: Output, setup: Setup, console: Console) -> None:
     """Save the tuned model and tell what it gained and lost."""
-    with Checkpoints(trained.checkpoints) as checkpoints:
+    with Checkpoints(trained.checkpoints, read_only=True) as checkpoints:
         _, params = checkpoints.restore_params(setup.abstract.params, averaged=setup.averaged)
     if isinstance(setup, LoraSetup):
         params = setup.merged(params)
