@@ -13,7 +13,7 @@ from clip_models import ClipConfig, TextConfig, VisionConfig, init, save_pretrai
 from clip_sharding import CHIPS, DoesNotFitError, Plan, Roofline, bytes_per_device, find_topology
 from clip_train.cli import main
 from clip_train.config import TrainConfig
-from clip_train.config_file import read_config
+from clip_train.config_file import ConfigError, read_config
 from clip_train.plan import plan_run
 
 CONFIG = {
@@ -127,6 +127,41 @@ def test_a_teacher_and_averages_are_in_the_plan(config, compiled):
     says[3] = dataclasses.replace(FOR_ONE, memory=FOR_ONE.memory | {"peak": 2**30 - 1})
     with pytest.raises(DoesNotFitError):
         planned(config, 'loss.distillation={"teacher": "teacher"}')
+
+
+@pytest.mark.parametrize(
+    ("mesh", "strategy"),
+    [
+        ('{"data": 4, "fsdp": 2}', "fsdp"),
+        ('{"data": 4, "model": 2}', "tensor"),
+        ('{"data": 2, "fsdp": 2, "model": 2}', "fsdp+tensor"),
+    ],
+)
+def test_the_axes_of_a_mesh_say_what_is_divided(config, compiled, mesh, strategy):
+    assert planned(config, f"mesh={mesh}").strategy == strategy
+
+
+def test_fsdp_by_itself_takes_the_devices_that_divide_every_parameter(config, compiled):
+    assert planned(config, "sharding=fsdp").mesh == {"data": 1, "fsdp": 8, "model": 1}
+    narrow = 'model.config.text={"vocab_size": 16, "max_length": 6, "width": 36, "num_layers": 1, "num_heads": 2}'
+    found = planned(config, "sharding=fsdp", narrow, "model.config.projection_dim=32")
+    assert found.mesh == {"data": 2, "fsdp": 4, "model": 1}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ['mesh={"data": 4, "model": 2}', "sharding=replicated"],
+            "sharding: nothing is divided over the mesh axis model",
+        ),
+        (['mesh={"data": 4, "model": 2}', 'sharding=[["mpl", "model"]]'], "sharding: no array has an axis 'mpl'"),
+        (['mesh={"data": 4, "model": 2}', 'sharding=[["mlp", []]]'], "sharding: a rule is a logical axis and one"),
+    ],
+)
+def test_a_division_that_would_do_nothing_is_refused(config, compiled, overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        planned(config, *overrides)
 
 
 def test_kernels_that_do_not_tell_do_no_less_than_the_model_asks_for(config, compiled):

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
 
 import clip_train.state
 from clip_models import ClipConfig, TextConfig, VisionConfig, init, logical_axes, preset
@@ -93,28 +95,82 @@ def one_device():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-RING, SUMS, GATHERS = "collective-permute", "all-reduce", "all-gather"
+RING, SUMS, GATHERS, SWAPS = "collective-permute", "all-reduce", "all-gather", "all-to-all"
+FOUR_BY_TWO, BOTH = {"data": 4, "model": 2}, ("sigmoid", "softmax")
+
+
+def dims(activations, parameters):
+    return PartitionConfig(activation_dims=activations, parameter_dims=parameters)
+
+
+# What is divided, over which mesh, what a step sends, and with which losses: the towers are the same to both.
 STRATEGIES = {
-    "replicated": ({"data": 8}, {RING, SUMS}),
-    "fsdp": ({"data": 1, "fsdp": 8}, {RING, SUMS, GATHERS}),
-    "tensor": ({"data": 4, "model": 2}, {RING, SUMS}),
-    "fsdp+tensor": ({"data": 2, "fsdp": 2, "model": 2}, {RING, SUMS, GATHERS}),
-    PartitionConfig(activation_dims=2, parameter_dims=2): ({"data": 4, "model": 2}, {RING, SUMS, GATHERS}),
+    "replicated": ("replicated", {"data": 8}, {RING, SUMS}, BOTH),
+    "fsdp": ("fsdp", {"data": 1, "fsdp": 8}, {RING, SUMS, GATHERS}, BOTH),
+    "tensor": ("tensor", FOUR_BY_TWO, {RING, SUMS}, BOTH),
+    "fsdp+tensor": ("fsdp+tensor", {"data": 2, "fsdp": 2, "model": 2}, {RING, SUMS, GATHERS}, BOTH),
+    "dims 1 1": (dims(1, 1), FOUR_BY_TWO, {RING, SUMS, GATHERS}, ("sigmoid",)),
+    "dims 1 2": (dims(1, 2), FOUR_BY_TWO, {RING, SUMS, GATHERS}, ("softmax",)),
+    "dims 2 1": (dims(2, 1), FOUR_BY_TWO, {RING, SUMS, GATHERS, SWAPS}, ("softmax",)),
+    "dims 2 2": (dims(2, 2), FOUR_BY_TWO, {RING, SUMS, GATHERS, SWAPS}, ("sigmoid",)),
+    "rules": (
+        (("mlp", "model"), ("embed", ("data", "fsdp"))),
+        {"data": 2, "fsdp": 2, "model": 2},
+        {RING, SUMS, GATHERS},
+        ("sigmoid",),
+    ),
 }
+# The gathering of a weight where it is used, alone or as a layer of several.
+WEIGHT_IN_USE = re.compile(r"/(sharding_constraint|jit\(dynamic_index_in_dim\)/squeeze)$")
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name", STRATEGIES, ids=lambda name: name if isinstance(name, str) else "dims")
-def test_eight_devices_follow_the_losses_of_one_and_say_no_more_than_they_must(kind, name, capfd):
-    sizes, needed = STRATEGIES[name]
+@pytest.fixture
+def partitioned_anew():
+    """Compiles with XLA's partitioner, whatever was compiled before: programs from the cache tell nothing."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+def collectives(text):
+    """The kind and the source of each collective of a program."""
+    lines = re.findall(
+        r"= (?:\(.*?\)|\S+) ((?:ragged-)?all-[a-z-]+?|reduce-scatter|collective-[a-z-]+?)(?:-start)?(\(.*)", text
+    )
+    return [(kind, (re.findall(r'op_name="([^"]*)"', rest) or [""])[0]) for kind, rest in lines]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [(kind, where) for where, (*_, kinds) in STRATEGIES.items() for kind in kinds]
+)
+def test_eight_devices_follow_the_losses_of_one_and_say_no_more_than_they_must(kind, where, capfd, request):
+    name, sizes, needed, kinds = STRATEGIES[where]
+    expected = train(kind, num_devices=1)[0]
+    if kind == kinds[0]:
+        request.getfixturevalue("partitioned_anew")
     capfd.readouterr()
-    losses, _, text = train(kind, name, **sizes)
-    np.testing.assert_allclose(losses, train(kind, num_devices=1)[0], rtol=1e-4)
-    found = re.findall(r"= (?:\(.*?\)|\S+) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(.*", text)
-    assert set(found) == needed
-    # Rows go round the ring of the loss and nowhere else.
-    assert all("ppermute" in line for line in text.splitlines() if f" {RING}(" in line)
+    losses, state, text = train(kind, name, **sizes)
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    sent = collectives(text)
+    assert {kind for kind, _ in sent} == needed
+    # Rows go round the ring of the loss and nowhere else.
+    assert all("ppermute" in source for kind, source in sent if kind == RING)
+    assert all("scatter-add" in source for kind, source in sent if kind == SWAPS)
+    gathers = [source for kind, source in sent if kind == GATHERS]
+    if "dims" not in where:
+        assert all(WEIGHT_IN_USE.search(source) for source in gathers)
+        assert len(gathers) <= 2 * len(jax.tree.leaves(state.params))
+
+
+def test_a_move_at_any_cost_would_be_told(capfd, partitioned_anew):
+    mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    here, there = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("a", "b"), (("a", "b", "c"),)))
+    x = jax.ShapeDtypeStruct((24, 40), jnp.float32, sharding=here)
+    compiled(jax.jit(lambda x: jax.lax.with_sharding_constraint(jnp.sin(x), there)), x)
+    assert "Involuntary full rematerialization" in capfd.readouterr().err
 
 
 def test_bytes_per_device_fall_as_one_over_n():
@@ -174,7 +230,7 @@ def test_a_large_state_is_drawn_in_parts_that_leave_room(monkeypatch):
         keys = jax.random.split(jax.random.key(0), 3)
         return {name: jax.random.normal(key, (8, 16 * n)) for name, key, n in zip("cab", keys, (1, 5, 2), strict=True)}
 
-    whole = jax.sharding.NamedSharding(make_mesh(MeshConfig(data=1, fsdp=8)), jax.sharding.PartitionSpec("fsdp"))
+    whole = NamedSharding(make_mesh(MeshConfig(data=1, fsdp=8)), PartitionSpec("fsdp"))
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), jax.eval_shape(draw)
     )

@@ -8,7 +8,15 @@ from clip_sharding.mesh import MeshConfig, SlicesConfig, make_mesh
 from clip_sharding.plan import DoesNotFitError, Plan, plan
 from clip_sharding.processes import start_processes
 from clip_sharding.roofline import Roofline
-from clip_sharding.rules import PartitionConfig, Rules, constraint, shardings, strategies, strategy
+from clip_sharding.rules import (
+    PartitionConfig,
+    Rules,
+    constraint,
+    dividing_size,
+    shardings,
+    strategies,
+    strategy,
+)
 from clip_sharding.table import Placement, bytes_per_device, placements
 from clip_sharding.topology import Topology, find_topology
 
@@ -31,6 +39,7 @@ __all__ = [
     "chip_of",
     "constraint",
     "count_flops",
+    "dividing_size",
     "exchange",
     "find_topology",
     "gather_items",

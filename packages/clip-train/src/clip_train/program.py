@@ -24,6 +24,7 @@ from clip_sharding import (
     Rules,
     batch_sharding,
     count_flops,
+    dividing_size,
     make_mesh,
     shardings,
     strategy,
@@ -217,15 +218,14 @@ def place(
     """
     given = config.sharding
     if given == "auto":
-        given = "replicated" if config.mesh is None or config.mesh.fsdp == 1 else "fsdp"
-        if config.mesh is None and not _fits_replicated(model, memory):
-            given = "fsdp"
-    with located("mesh"):
-        sizes = config.mesh or (MeshConfig(data=1, fsdp=-1) if given == "fsdp" else MeshConfig())
-        mesh = make_mesh(sizes, devices)
+        given = _suiting(config.mesh) if config.mesh else "replicated" if _fits_replicated(model, memory) else "fsdp"
     with located("sharding"):
         rules = strategy(given)
-        rules.check(mesh)
+    with located("mesh"):
+        num_devices = jax.device_count() if devices is None else len(devices)
+        mesh = make_mesh(config.mesh or _mesh_for(given, model, num_devices), devices)
+    with located("sharding"):
+        rules.check(mesh, None if isinstance(given, str | PartitionConfig) else _axis_names(model))
         _check_heads(rules, mesh, model)
     if isinstance(given, PartitionConfig):
         name = f"by {given.parameter_dims} and activations by {given.activation_dims} mesh axes"
@@ -302,6 +302,26 @@ def make_program(config: TrainConfig, origin: Origin, where: Place, *, samples_p
         num_steps=num_steps,
         warmup_steps=warmup_steps,
     )
+
+
+def _suiting(mesh: MeshConfig) -> str:
+    """The strategy that uses the axes that a mesh has."""
+    used = [name for name, axis in (("fsdp", mesh.fsdp), ("tensor", mesh.model)) if axis != 1]
+    return "+".join(used) or "replicated"
+
+
+def _mesh_for(given: Any, model: ClipConfig, num_devices: int) -> MeshConfig:
+    """The mesh of a config that gives none: `fsdp` over as many devices as divide every parameter, else `data`."""
+    if given != "fsdp":
+        return MeshConfig()
+    shapes = jax.eval_shape(functools.partial(init, model), jax.random.key(0))
+    return MeshConfig(data=-1, fsdp=dividing_size(strategy(given), "fsdp", num_devices, logical_axes(model), shapes))
+
+
+def _axis_names(model: ClipConfig) -> set[str]:
+    """The logical axes that rules may name: of parameters and activations; the batch is divided without rules."""
+    names = jax.tree.leaves(logical_axes(model), is_leaf=lambda node: isinstance(node, tuple))
+    return {name for axes in names for name in axes} | {"length"}
 
 
 def _check_heads(rules: Rules, mesh: Mesh, model: ClipConfig) -> None:
