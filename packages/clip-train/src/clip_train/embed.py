@@ -207,7 +207,7 @@ def check_weights(index: Mapping[str, Any], model: OpenModel, directory: Path) -
     """
     if index["weights"] != model.fingerprint:
         raise ConfigError(
-            f"{directory} holds embeddings of other weights than those of {model.name}, such as an earlier checkpoint's: "
+            f"{directory} holds embeddings of other weights than those of {model.name}, such as an older checkpoint's: "
             "embed into a new directory; of a run that trains on, export the model and embed with that"
         )
 
