@@ -28,7 +28,8 @@ from clip_models import init, logical_axes, num_params, preset
 from clip_sharding import MeshConfig, bytes_per_device, make_mesh, shardings, strategy, to_global
 from clip_train.agreement import Agreement
 from clip_train.guard import GuardConfig, guard
-from clip_train.log import Jsonl, MetricsLog
+from clip_train.jsonl import Jsonl
+from clip_train.log import MetricsLog
 from clip_train.optimizers import AdamWConfig, make_optimizer
 from clip_train.state import abstract_state, create_params, create_state, state_from_params
 from clip_train.step import make_step

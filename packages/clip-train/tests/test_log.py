@@ -1,14 +1,13 @@
 import errno
 import os
 import resource
-import struct
 import time
 
 import jax.numpy as jnp
 import pytest
 
 from clip_train.jsonl import Jsonl, read_jsonl
-from clip_train.log import MetricsLog, TensorBoard, Wandb
+from clip_train.log import MetricsLog
 
 
 def push(log, *steps):
@@ -174,49 +173,3 @@ def test_a_rows_speed_and_wait_for_data_are_over_its_last_steps(path):
     assert rows[1]["data_fraction"] == pytest.approx(1e-5 / rows[1]["seconds"])
     assert rows[2]["data_fraction"] == 1
     assert rows[2]["mfu"] == rows[2]["images_per_second"] / 1e9
-
-
-def test_tensorboard_voids_what_was_written_after_the_checkpoint(tmp_path):
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    TensorBoard(first := tmp_path / "first", first_step=0).close()
-    [file] = first.iterdir()
-    events = [event_pb2.Event.FromString(record) for record in records(file)]
-    assert [event.step for event in events if event.session_log.status == event_pb2.SessionLog.START] == [0]
-    tmp_path = tmp_path / "second"
-    sink = TensorBoard(tmp_path, first_step=2)
-    sink.write({"step": 3, "loss": 0.5, "colours/acc1": 1.0})
-    sink.close()
-    [file] = tmp_path.iterdir()
-    events = [event_pb2.Event.FromString(record) for record in records(file)]
-    assert 3 in [event.step for event in events if event.session_log.status == event_pb2.SessionLog.START]
-    values = {value.tag: value.simple_value for event in events for value in event.summary.value if event.step == 3}
-    assert values == {"loss": 0.5, "colours/acc1": 1.0}
-
-
-def records(path):
-    content, at = path.read_bytes(), 0
-    while at < len(content):
-        (length,) = struct.unpack_from("<Q", content, at)
-        yield content[at + 12 : at + 12 + length]
-        at += 16 + length
-
-
-def test_wandb_keeps_one_run_through_a_restart_in_another_place(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir()
-    for directory in (here, there):
-        if directory is there:
-            here.rename(there)
-        sink = Wandb(directory, name="run", project="test", config={"seed": 0})
-        sink.write({"step": 1, "loss": 0.5})
-        sink.write({"step": 1, "digits/acc1": 0.25})
-        sink.close()
-    files = list(there.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2
-    assert len({file.name for file in files}) == 1
-    deadline = time.monotonic() + 30  # a process of its own writes them, and may not be through
-    while not all(b"digits/acc1" in file.read_bytes() for file in files):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -1,14 +1,12 @@
-"""One stream of metrics to every place that wants it: console, `metrics.jsonl`, TensorBoard, Weights & Biases."""
+"""One stream of metrics to every place that wants it: `jsonl.py`, `dashboards.py` and the console."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import jax
 
@@ -161,71 +159,3 @@ class MetricsLog:
         self._read(pending)
         for sink in self._sinks:
             sink.write(pending.row)
-
-
-class TensorBoard:
-    """Event files that TensorBoard reads.
-
-    Args:
-        directory: where they go; what an earlier start left there of steps after `first_step` is marked as void.
-        first_step: updates already made.
-    """
-
-    def __init__(self, directory: Path, *, first_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        # Of a start that was cut off before its first checkpoint, what was measured before the first step is void too.
-        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1 if first_step else 0)
-
-    def write(self, row: Row) -> None:
-        """Write every number of the row under its name."""
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, row["step"])
-
-    def flush(self) -> None:
-        """Have the values in the event file."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
-
-
-class Wandb:
-    """A run at Weights & Biases; `WANDB_MODE=offline` keeps it on this machine.
-
-    Args:
-        directory: the run's output directory; the id is kept there, so that a resumed run stays one, moved or not.
-        name: of the run.
-        project: the project's name.
-        config: the resolved config, shown with the run.
-    """
-
-    def __init__(self, directory: Path, *, name: str, project: str, config: dict[str, Any]) -> None:
-        import wandb
-
-        kept = directory / "wandb" / "run_id"
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_text(uuid.uuid4().hex[:12])
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            id=kept.read_text(),
-            resume="allow",
-            dir=str(directory),
-            config=config,
-        )
-
-    def write(self, row: Row) -> None:
-        """Send the row, unless an earlier start of the run sent it, or one after it."""
-        if row["step"] >= self._run.step:
-            self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
-
-    def flush(self) -> None:
-        """Nothing to do: another process, which outlives this one, has them."""
-
-    def close(self) -> None:
-        """End the run."""
-        self._run.finish()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +24,8 @@ from clip_train.config_file import ConfigError
 from clip_train.processes import is_first
 from clip_train.room import Room
 
-# Files in folders that a run that is continued reads.
-_CONTINUED = frozenset({"wandb/run_id"})
+# Files in folders that a run that is continued reads: W&B's of its earlier starts.
+_CONTINUED = ("wandb/run_id", "wandb/offline-run-*/*.wandb")
 _PACKAGES = ("clip-losses", "clip-models", "clip-sharding", "clip-data", "clip-train", "jax", "jaxlib", "flax", "optax")
 
 
@@ -206,7 +207,7 @@ class Output:
             self._fetch(
                 name
                 for name in list_below(self.address)
-                if name in _CONTINUED or ("/" not in name and name != lease.NAME)
+                if any(fnmatch(name, kept) for kept in _CONTINUED) or ("/" not in name and name != lease.NAME)
             )
         if not self.config.exists():
             write_json(self.config, config)

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from clip_sharding import gather_items
 from clip_train.config_file import ConfigError
+from clip_train.dashboards import TensorBoard, Wandb
 from clip_train.first_loss import absurd_first_losses
 from clip_train.gauges import Gauges, peak_flops
 from clip_train.inputs import text_config
-from clip_train.jsonl import Jsonl
-from clip_train.log import Sink, TensorBoard, Wandb
+from clip_train.jsonl import Jsonl, iterate_jsonl
+from clip_train.log import Sink
 from clip_train.output import Output
 from clip_train.processes import is_first
 from clip_train.screen import Progressing, warn
@@ -33,7 +34,8 @@ def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, 
         if "tensorboard" in log.to:
             sinks.append(TensorBoard(output.root / "tensorboard", first_step=first_step))
         if "wandb" in log.to:
-            sinks.append(Wandb(output.root, name=output.title, project=log.project, config=resolved))
+            run = {"name": output.title, "project": log.project, "config": resolved, "first_step": first_step}
+            sinks.append(Wandb(output.root, **run, earlier=iterate_jsonl(output.metrics)))
     except ImportError as error:
         raise ConfigError(
             f"log.to: {error.name} is not installed; install clip-train[tensorboard] or clip-train[wandb]"
