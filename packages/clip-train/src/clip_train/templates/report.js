@@ -37,7 +37,8 @@ function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const found = [];
-  for (let i = Math.floor(low / step); i <= Math.ceil(high / step); i++) found.push(i * step);
+  const rounding = 1e-9; // 1e-5 / 5e-6 is a little above 2
+  for (let i = Math.floor(low / step + rounding); i <= Math.ceil(high / step - rounding); i++) found.push(i * step);
   return found;
 }
 
@@ -54,7 +55,8 @@ function label(value, digits = 4) {
   const size = Math.abs(value);
   for (const [unit, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
     if (size >= unit) return Number((value / (name === "k" ? 1e3 : unit)).toPrecision(digits)) + " " + name;
-  return size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(digits)));
+  const rounded = Number(value.toPrecision(digits));
+  return size < 1e-3 ? rounded.toExponential() : String(rounded);
 }
 
 // With as many digits as tell them apart.
