@@ -138,9 +138,10 @@ def test_weights_of_a_run_start_and_teach_another(finished, squares, tmp_path):
         "--set",
         f'loss={{"distillation": {{"teacher": "{finished}"}}}}',
     ]
-    assert main([*tuned, "--set", "evaluation=[]"]) == 0
+    assert main([*tuned, "--set", "evaluation=[]", "--profile", "2:2"]) == 0
     rows = read_jsonl(tmp_path / "b" / "metrics.jsonl")
     assert len(rows) == 2
+    assert len(list((tmp_path / "b" / "profile").rglob("*.xplane.pb"))) == 1
     assert rows[0]["contrastive_loss"] < read_jsonl(finished / "metrics.jsonl")[6]["loss"]
     assert 0 < rows[0]["distillation_loss"] < 0.5
     assert json.loads((tmp_path / "b" / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-5

@@ -8,7 +8,11 @@ import pytest
 from clip_train.trace import Steps, Trace
 
 
-@pytest.mark.parametrize(("steps", "seen"), [(Steps(3, 4), {3, 4}), (Steps(5, 9), {5})], ids=["within", "to-the-end"])
+@pytest.mark.parametrize(
+    ("steps", "seen"),
+    [(Steps(3, 4), {3, 4}), (Steps(5, 9), {5}), (Steps(1, 3), {2, 3})],
+    ids=["within", "to-the-end", "begun-before"],
+)
 def test_a_trace_holds_the_steps_that_were_asked_for_and_parses(tmp_path, steps, seen):
     double = jax.jit(lambda state, batch: (state * batch, {}))
     state = jnp.ones(())

@@ -132,6 +132,9 @@ def train(
             state, first_step = start(setup, checkpoints, pipeline, console)
         if first_step:
             tell_changes(before, resolved, setup, say)
+        if profile is not None and profile.last <= first_step:
+            # The same command continues a run, whatever it asked for at first.
+            say(f"--profile: steps {profile.first} to {profile.last} are done: this start traces none.")
         with together(), located("output_dir"):
             if is_first():
                 output.write_config(resolved)

@@ -44,7 +44,9 @@ class Steps:
 
 
 class Trace:
-    """Traces steps of a run; as a context manager it ends a trace that is under way when the run ends.
+    """Traces steps of a run, or those of them that are still to come where it is continued.
+
+    As a context manager it ends a trace that is under way when the run ends.
 
     Args:
         directory: for the traces, in which xprof looks (`xprof DIRECTORY`); the `.trace.json.gz` in it opens in
@@ -69,7 +71,7 @@ class Trace:
 
         def traced(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             self._done += 1
-            if self._done == self._steps.first:
+            if not self._under_way and self._steps.first <= self._done <= self._steps.last:
                 jax.block_until_ready(state)  # the steps before are not to be in it
                 jax.profiler.start_trace(self._directory)
                 self._under_way = True
