@@ -1,6 +1,7 @@
 """The documentation names commands, flags and files that exist; `scripts/run_docs.py` runs what can be run anywhere."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -28,6 +29,9 @@ FENCE = re.compile(r"^```(?:bash|console|sh)?\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(
     r"^(?:\$ |short=\")?(?:.*&& )?(?:[A-Z_]+=\S+ )*(?:mpirun -n \d+ )?(?:uv run )?(clip-\w+ .*)$", re.M
 )
+INLINE = re.compile(r"`(clip-(?:data|finetune|models|train) [^`]+)`")
+SCRIPT = re.compile(r"python ((?:scripts|examples|benchmarks|packages)/[\w/.-]+\.py)([^\n`|]*)")
+run_docs = runpy.run_path(str(ROOT / "scripts" / "run_docs.py"))
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)(?:#[^)\s]*)?\)")
 
 
@@ -53,5 +57,42 @@ def test_commands_and_links(page):
         assert (page.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_among_the_words(page):
+    """A verb by itself or with its flags alone names them, and is no command."""
+    for found in INLINE.findall(page.read_text("utf-8")):
+        name, verb, *words = shlex.split(found.replace("\n", " "))
+        known = PARSERS[name]._subparsers._group_actions[0].choices
+        assert verb in known, found
+        flags = [word for word in words if word.startswith("--")]
+        assert set(flags) <= known[verb]._option_string_actions.keys(), found
+        if len(words) > len(flags) and "…" not in found and words[0] not in flags:
+            known[verb].parse_args(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_and_their_flags(page):
+    package = page.parent if (page.parent / "pyproject.toml").exists() else ROOT
+    for script, words in SCRIPT.findall(page.read_text("utf-8")):
+        path = (package if script.startswith("benchmarks") else ROOT) / script
+        assert path.is_file(), script
+        for flag in re.findall(r"--[\w-]+", words.partition(" #")[0]):
+            assert f'"{flag}"' in path.read_text("utf-8"), f"{script} does not take {flag}"
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
+def test_every_block_runs_or_says_why_not(page):
+    silent = [block.line for block in run_docs["blocks_of"](page) if block.runs is None]
+    assert not silent, "put <!-- run --> or <!-- not run: why --> before these lines"
+
+
+def test_a_consoles_commands_are_told_from_its_output():
+    shown = "$ cat <<END \\\n  > x\nprinted\n$ ls  # what\nx\n"
+    assert run_docs["commands_of"](shown) == "cat <<END \\\n  > x\nls  # what\n"
+
+
 def test_commands_are_found():
     assert sum(len(list(commands_of(page))) for page in PAGES) > 50
+    texts = [page.read_text("utf-8") for page in PAGES]
+    assert sum(len(INLINE.findall(text)) for text in texts) > 40
+    assert sum(len(SCRIPT.findall(text)) for text in texts) > 10
