@@ -2,6 +2,7 @@ import base64
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,10 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clip_data import Tokenizer
 from clip_models import (
     ClipConfig,
     PreprocessConfig,
@@ -89,7 +92,9 @@ np.savez("outputs.npz", **{{f"{{n}}": np.stack([image(given["pixels"][:n]), text
         np.testing.assert_allclose(outputs[str(n)][0], images[:n], atol=1e-5)
         np.testing.assert_allclose(outputs[str(n)][1], texts[:n], atol=1e-5)
     about = json.loads((to / "programs.json").read_text())
-    assert about["platforms"] == ["cpu", "cuda", "tpu"]
+    for name in ("encode_image", "encode_text"):
+        exported = jax.export.deserialize(bytearray((to / f"{name}.jax").read_bytes()))
+        assert exported.platforms == tuple(about["platforms"]) == ("cpu", "cuda", "tpu")
     assert about["image"]["mean"] == [0.5, 0.5, 0.5]
     assert about["text"] | {"pad_id": 0, "tokenizer": "tokenizer.json"} == about["text"]
 
@@ -116,6 +121,27 @@ def test_the_example_resizes_only_by_a_rule_that_holds(tmp_path):
         text = example(mode, height)
         assert "PIL" not in text
         assert f'resized ("{mode}") and normalised: about["image"], of programs.json' in text
+
+
+@pytest.mark.parametrize("rules", [(False, False), (True, False), (False, True), (True, True)])
+def test_the_example_prepares_texts_as_they_were_in_training(squares, tmp_path, rules):
+    lower_case, canonicalize = rules
+    text = {"text_length": 6, "pad_id": 0, "lower_case": lower_case, "canonicalize": canonicalize}
+    inputs = [{"name": name, "dtype": "int32", "shape": ["b", 6]} for name in ("input_ids", "attention_mask")]
+    program = {"file": "encode_text.jax", "inputs": inputs}
+    write_json(tmp_path / "programs.json", {"programs": {"encode_text": program}, "text": text})
+    shutil.copy(squares / "words" / "tokenizer.json", tmp_path)
+    texts = ["A  red, Square", "the_blue one."]
+    code = example_program(tmp_path).replace('["a photo of a cat", "a photo of a dog"]', repr(texts))
+    given, numbers = (
+        {},
+        {"np": np, "directory": str(tmp_path), "encoder": lambda name: lambda *arrays: given.update(x=arrays)},
+    )
+    exec(code, numbers)
+    rule = {"lower_case": lower_case, "canonicalize": canonicalize}
+    expected = Tokenizer(str(squares / "words"), text_length=6, **rule)(texts)
+    for ours, theirs in zip(given["x"], expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_card_says_what_the_model_is(run, tmp_path):

@@ -73,15 +73,16 @@ image_embeds = encode_image(np.stack([pixels(Image.open(path)) for path in ["pho
 _PICTURES_ELSEWHERE = '# How a picture is resized ("{resize_mode}") and normalised: about["image"], of programs.json'
 _TEXTS = """\
 
-tokenizer = Tokenizer.from_file(f"{{directory}}/tokenizer.json")
+{punctuation}tokenizer = Tokenizer.from_file(f"{{directory}}/tokenizer.json")
 tokenizer.no_padding()
 tokenizer.enable_truncation({text_length})
-encoded = tokenizer.encode_batch(["a photo of a cat", "a photo of a dog"])
+encoded = tokenizer.encode_batch({texts})
 ids = np.full((len(encoded), {text_length}), {pad_id}, np.int32)
 for row, text in zip(ids, encoded):
     row[: len(text.ids)] = text.ids
 text_embeds = encode_text({arrays})
 """
+_PUNCTUATION = 'punctuation = str.maketrans("_", " ", string.punctuation.replace("_", ""))\n'
 _MASK = "np.int32([text.attention_mask + [0] * ({text_length} - len(text.ids)) for text in encoded])"
 _LOGITS = """\
 print(about["logit_scale"] * image_embeds @ text_embeds.T + (about["logit_bias"] or 0))
@@ -115,10 +116,27 @@ def example_program(directory: Path) -> str:
     if text is not None and (directory / "tokenizer.json").is_file():
         imports.append("from tokenizers import Tokenizer  # pip install tokenizers")
         masked = len(about["programs"]["encode_text"]["inputs"]) > 1
-        parts.append(_TEXTS.format(**text, arrays=f"ids, {_MASK.format(**text)}" if masked else "ids"))
+        arrays = f"ids, {_MASK.format(**text)}" if masked else "ids"
+        texts, punctuation = _cleaned(**{name: text[name] for name in ("lower_case", "canonicalize")}), ""
+        if text["canonicalize"]:
+            imports.insert(0, "import string\n")
+            punctuation = _PUNCTUATION
+        parts.append(_TEXTS.format(**text, arrays=arrays, texts=texts, punctuation=punctuation))
     if len(parts) == 2:
         parts.append(_LOGITS)
     return "\n".join(imports) + "\n\n" * bool(imports) + "\n".join(encoders) + "\n" + "".join(parts)
+
+
+def _cleaned(*, lower_case: bool, canonicalize: bool) -> str:
+    """Two texts as they go to the tokenizer, by `clip_data.Tokenizer`'s rules."""
+    texts, clean = '["a photo of a cat", "a photo of a dog"]', "text"
+    if canonicalize:
+        clean += ".translate(punctuation)"
+    if lower_case:
+        clean += ".lower()"
+    if canonicalize:
+        clean = f'" ".join({clean}.split())'
+    return texts if clean == "text" else f"[{clean} for text in {texts}]"
 
 
 def write_programs(directory: Path, config: ClipConfig, params: Mapping[str, Any]) -> None:
