@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -25,7 +25,8 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 _STRENGTHS = {"adamw": np.logspace(-6, 2, num=97).tolist(), "lbfgs": np.logspace(-4, 3, num=97).tolist()}
 _SMALLEST_GRADIENT = 1e-5
-_FIRST = range(0, 97, 16)
+_LAST = 96
+_FIRST = range(0, _LAST + 1, 16)
 _SPANS = (8, 4, 2, 1)
 
 
@@ -148,8 +149,8 @@ def sweep_weight_decay(
     Args:
         features: float32 `[n, d]`, to train on.
         targets: int `[n]`, or multi-hot `[n, c]`.
-        held_out: features and targets to judge by. AdamW: by accuracy, or mean average precision of multi-hot targets,
-            and among equal ones the loss; L-BFGS: the strongest whose loss is within a standard error of the least.
+        held_out: features and targets to judge by. AdamW: by accuracy, or mean average precision of multi-hot targets;
+            L-BFGS: the strongest whose loss is within a standard error of the least.
         config: of the training.
         num_classes: c.
         loss: of a sample.
@@ -165,31 +166,40 @@ def sweep_weight_decay(
 
     tried: dict[int, tuple[float, float]] = {}
 
-    @functools.cache
-    def score(index: int) -> tuple[float, float]:
+    def score(index: int) -> float:
         decay = strengths[index]
         probe = fit_probe(features, targets, config, num_classes=num_classes, weight_decay=decay, loss=loss, seed=seed)
         logits = probe_logits(probe, held_out[0])
-        # CLIP_benchmark takes the first of equal ones; the loss tells them apart where all answers are right.
-        losses = np.asarray(loss(jnp.asarray(logits), jnp.asarray(held_out[1])))
-        cost = float(losses.mean())
         if config.solver == "lbfgs":
-            tried[index] = cost, float(losses.std()) / len(losses) ** 0.5
-            return -cost, 0.0
+            losses = np.asarray(loss(jnp.asarray(logits), jnp.asarray(held_out[1])))
+            tried[index] = float(losses.mean()), float(losses.std()) / len(losses) ** 0.5
+            return -tried[index][0]
         if held_out[1].ndim == 2:
-            return mean_average_precision(logits, held_out[1]), -cost
-        return float((logits.argmax(axis=1) == held_out[1]).mean()), -cost
+            return mean_average_precision(logits, held_out[1])
+        return float((logits.argmax(axis=1) == held_out[1]).mean())
 
-    def peak(indices: Sequence[int]) -> int:
-        return max(indices, key=score)
-
-    best = peak(_FIRST)
-    for span in _SPANS:
-        best = peak([max(best - span, 0), best, min(best + span, len(strengths) - 1)])
+    best = peak(score)
     if config.solver == "lbfgs":
         most = sum(tried[best])
         best = max(index for index, (cost, _) in tried.items() if cost <= most)
     return strengths[best]
+
+
+def peak(score: Callable[[int], float]) -> int:
+    """The best of 97 strengths: of seven first, then nearer and nearer; of equal ones the first that is looked at.
+
+    Args:
+        score: of a strength's number, from 0 on; each is asked for once.
+
+    Example:
+        >>> peak(lambda number: -abs(number - 40))
+        40
+    """
+    once = functools.cache(score)
+    best = max(_FIRST, key=once)
+    for span in _SPANS:
+        best = max((max(best - span, 0), best, min(best + span, _LAST)), key=once)
+    return best
 
 
 @functools.partial(jax.jit, static_argnames="loss")

@@ -65,11 +65,14 @@ def linear_probe(
     probe = fit_probe(features, targets, config, num_classes=num_classes, weight_decay=decay)
     embeds, truth = embed(batches)
     scores = probe_logits(probe, embeds)
+    metrics = score_metrics(scores, truth)
+    if not multi_label and truth.max() < 5:  # CLIP_benchmark's rule here, which goes by the labels that occur
+        metrics.pop("acc5", None)
     return Result(
         name=name,
         task="linear_probe",
         num_samples=len(truth),
-        metrics={f"lp_{metric}": value for metric, value in score_metrics(scores, truth).items()},
+        metrics={f"lp_{metric}": value for metric, value in metrics.items()},
         settings={
             "weight_decay": decay,
             **({"epochs": config.epochs} if config.solver == "adamw" else {}),
