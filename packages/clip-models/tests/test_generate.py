@@ -279,6 +279,7 @@ def test_every_dim_has_a_name(config):
     [
         ({"max_length": 8}, r"in \[1, decoder.max_length=7\]; got 8"),
         ({"temperature": -1.0}, "must not be negative"),
+        ({"temperature": float("nan"), "key": None}, "must not be negative; got nan"),
         ({"temperature": 1.0}, "give a key"),
         ({"top_k": 3}, "at temperature=0 none is drawn"),
         ({"temperature": 1.0, "top_k": 99, "key": None}, r"in \[1, vocab_size=18\]; got 99"),

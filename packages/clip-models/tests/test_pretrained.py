@@ -46,6 +46,11 @@ def test_parameters_are_of_the_dtype_asked_for(tmp_path, stored, dtype):
     np.testing.assert_array_equal(params["text"]["projection"]["kernel"], kernel)
 
 
+def test_parameters_are_no_whole_numbers():
+    with pytest.raises(ValueError, match=r"dtype must be of floating-point numbers, .*; got 'int32'"):
+        load_pretrained(FIXTURES / "siglip", dtype="int32")
+
+
 def test_our_format_is_bit_identical(config, params, tmp_path):
     config = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, tokenizer="some/where"))
     save_pretrained(tmp_path / "new" / "model", config, params)

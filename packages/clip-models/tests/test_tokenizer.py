@@ -104,6 +104,7 @@ def test_what_hugging_face_s_tokenizer_says_of_texts_comes_back(model, tmp_path)
     preprocess = load_config(tmp_path).preprocess
     assert (preprocess.text_length, preprocess.mask_padding) == (5, True)
     contents = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert contents["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 has no Siglip2Tokenizer
     # longer than the tower's texts, and no mask
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({**contents, "model_max_length": int(1e30), "model_input_names": ["input_ids"]})

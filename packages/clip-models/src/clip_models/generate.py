@@ -74,7 +74,7 @@ def generate(
         max_length = longest
     if not 1 <= max_length <= longest:
         raise ValueError(f"max_length must be in [1, decoder.max_length={longest}]; got {max_length}.")
-    if temperature < 0:
+    if not temperature >= 0:  # nor NaN
         raise ValueError(f"temperature must not be negative; got {temperature}.")
     if top_k is not None and not 1 <= top_k <= config.decoder.vocab_size:
         raise ValueError(f"top_k must be in [1, vocab_size={config.decoder.vocab_size}]; got {top_k}.")

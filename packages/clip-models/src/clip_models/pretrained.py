@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax.numpy as jnp
+
 from clip_models.config import ClipConfig, Dtype
 from clip_models.formats import huggingface, native, open_clip
 from clip_models.formats.big_vision import open_big_vision
@@ -62,6 +64,8 @@ def load_pretrained(
         ValueError: it holds a model of another type, or its tensors are not those of its config; all that are missing,
             extra or misshapen are named. Or a run's newest checkpoint is torn.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be of floating-point numbers, such as float32 or bfloat16; got {dtype!r}.")
     place = _locate(path_or_repo)
     if place.file is None and (run := find_run(place.directory)) is not None:
         return read_run(place.directory, run, config=config, dtype=dtype, shardings=shardings)

@@ -26,6 +26,7 @@ _FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+_NEWER_CLASSES = ("TokenizersBackend", "Siglip2Tokenizer")
 
 
 class TokenizerFiles(NamedTuple):
@@ -126,7 +127,7 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
             "tokenizer must be a directory, a repository's name, a tokenizer of transformers, or None; "
             f"got {type(tokenizer)}."
         )
-    _for_older_transformers(directory / "tokenizer_config.json")
+    _for_older_transformers(directory)
 
 
 def say_what_texts_are(directory: Path, preprocess: PreprocessConfig, *, hides_padding: bool) -> None:
@@ -158,9 +159,13 @@ def _has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in _TOKENIZERS)
 
 
-def _for_older_transformers(path: Path) -> None:
-    """Gives a tokenizer without a class of its own the name that transformers 4 knows, and 5 still takes."""
+def _for_older_transformers(directory: Path) -> None:
+    """Names the class of a tokenizer whose own transformers 4 does not know by one that it does, and 5 still takes.
+
+    All that it does is in tokenizer.json.
+    """
+    path = directory / "tokenizer_config.json"
     contents = read_json(path) if path.is_file() else {}
-    if contents.get("tokenizer_class") == "TokenizersBackend":
+    if contents.get("tokenizer_class") in _NEWER_CLASSES and (directory / "tokenizer.json").is_file():
         contents.setdefault("model_input_names", ["input_ids", "attention_mask"])
         write_json(path, {**contents, "tokenizer_class": "PreTrainedTokenizerFast"})

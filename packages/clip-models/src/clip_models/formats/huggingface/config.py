@@ -26,7 +26,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "mish": "mish",
-    "hardswish": "hard_silu",
     "sigmoid": "sigmoid",
     "tanh": "tanh",
     "linear": "linear",
