@@ -399,6 +399,13 @@ def test_batches_of_several_lengths_keep_to_a_budget_of_tokens(lengths):
     assert set(counts.values()) == {1, 2}
 
 
+def test_batches_of_several_lengths_may_have_one_size(lengths):
+    with lengths(batch_by="samples") as pipeline:
+        batches = take(pipeline, 6)
+    for i in (0, 3):
+        assert sorted(batch.image.shape[:2] for batch in batches[i : i + 3]) == [(8, 4), (8, 9), (8, 16)]
+
+
 def test_several_lengths_resume_exactly_on_any_processes(lengths):
     with lengths() as pipeline:
         take(pipeline, 4)
