@@ -2,13 +2,15 @@
 while it holds the interpreter's lock.
 
 Run as ``python faulty_store.py s3|gs``; it prints its port and the store's. ``GET /faults/NUM`` begins to spoil every
-second answer to a read or a write until it has made so many faults, and ``GET /faults`` says which it has made.
+second answer to a read or a write until it has made so many faults, ``GET /faults/NUM/about`` every second answer to a
+question about objects, what there are and how large, and ``GET /faults`` says which faults it has made.
 """
 
 import http.client
 import itertools
 import json
 import logging
+import re
 import socket
 import struct
 import sys
@@ -28,7 +30,7 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, backend):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.backend, self.num_faults, self.made = backend, 0, []
+        self.backend, self.num_faults, self.made, self.of = backend, 0, [], "data"
         self.lock, self.count = threading.Lock(), itertools.count()
 
     def fault(self):
@@ -62,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
     def pass_on(self):
         if self.path.startswith("/faults"):
             if number := self.path.removeprefix("/faults").strip("/"):
-                self.server.num_faults, self.server.made = int(number), []
+                number, _, of = number.partition("/")
+                self.server.num_faults, self.server.made, self.server.of = int(number), [], of or "data"
             body = json.dumps(self.server.made).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -70,9 +73,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
             return
         body = self.body()
-        is_read = self.command == "GET" and "0.tfrecord" in self.path and "alt=json" not in self.path
+        is_google = "/storage/" in self.path
+        is_about = self.command == "HEAD" or (self.command == "GET" and "alt=media" not in self.path and is_google)
+        is_about |= self.command == "GET" and "list-type" in self.path
+        is_read = self.command == "GET" and not is_about and re.search(r"\d\.(tfrecord|tar|parquet|csv|png)", self.path)
         is_write = self.command in ("PUT", "POST") and "out" in self.path
-        fault = self.server.fault() if is_read or is_write else None
+        is_wanted = is_about if self.server.of == "about" else is_read or is_write
+        fault = self.server.fault() if is_wanted else None
         if fault == "stall":
             time.sleep(2)
         if fault in ("429", "503"):

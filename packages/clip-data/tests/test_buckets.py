@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from clip_data import DataConfig, Pipeline, SourceConfig, buckets, list_shards, write, write_shards
+from clip_data import DataConfig, Pipeline, SourceConfig, buckets, list_shards, read_records, write, write_shards
 from clip_data.buckets import list_objects
 from clip_data.tfrecord import write_examples
 
@@ -55,9 +55,26 @@ def emulator(request, tmp_path_factory):
         write_examples(path, examples)
         with filesystem.open_output_stream(f"bucket/{path.name}") as stream:
             stream.write(path.read_bytes())
+    for path in more(tmp_path_factory.mktemp("more"), noise[:3]):
+        with filesystem.open_output_stream(f"bucket/more/{path.name}") as stream:
+            stream.write(path.read_bytes())
     yield request.param, f"http://127.0.0.1:{port}", noise
     process.kill()
     process.communicate()
+
+
+def more(folder, noise):
+    """Files of the other formats, of a few pictures."""
+    lines = ["image,caption"]
+    for n, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"{n}.png")
+        lines.append(f"{n}.png,{n}")
+    (folder / "00000.csv").write_text("\n".join(lines))
+    source = SourceConfig(format="csv", shards=str(folder / "00000.csv"))
+    for form in ("webdataset", "parquet"):
+        (shard,) = write_shards(source, folder / form, format=form).shards
+        yield Path(shard)
+    yield from folder.glob("*.*")
 
 
 @pytest.fixture
@@ -79,8 +96,8 @@ def store(emulator, monkeypatch):
     monkeypatch.setattr(buckets, "_STALL_SECONDS", 0.5)
     monkeypatch.setattr(buckets, "_WRITE_ATTEMPTS", 1)
 
-    def faults(number=None):
-        with urllib.request.urlopen(f"{url}/faults" if number is None else f"{url}/faults/{number}") as answer:
+    def faults(number=None, of=""):
+        with urllib.request.urlopen(f"{url}/faults" if number is None else f"{url}/faults/{number}{of}") as answer:
             return json.load(answer)
 
     yield f"{scheme}://", noise, faults
@@ -103,6 +120,30 @@ def test_fifty_faults_lose_and_double_nothing(store):
     assert set(made) == KINDS
     images = np.concatenate([batch.image[batch.mask] for batch in batches])
     np.testing.assert_array_equal(images, noise)
+
+
+def test_questions_through_faults(store):
+    scheme, _, faults = store
+    faults(4, "/about")  # the fifth kind takes its time
+    assert list_shards(f"{scheme}bucket/*.tfrecord") == [f"{scheme}bucket/{n}0.tfrecord" for n in range(4)]
+    assert list_shards(f"{scheme}bucket/{{0,2}}0.tfrecord") == [f"{scheme}bucket/{n}0.tfrecord" for n in (0, 2)]
+    records = list(read_records(SourceConfig(format="tfrecord", shards=f"{scheme}bucket/*.tfrecord")))
+    assert [record.key for record in records] == [f"{n:02d}" for n in range(40)]
+    assert len(faults()) == 4
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "csv"])
+def test_every_format_through_faults(store, form):
+    scheme, noise, faults = store
+    faults(4)
+    extension = "tar" if form == "webdataset" else form
+    source = SourceConfig(format=form, shards=f"{scheme}bucket/more/00000.{extension}")
+    options = {"tokenizer": None, "text_length": 1, "shuffle": False, "num_epochs": 1}
+    with Pipeline(DataConfig(sources=(source,), image_size=48, **options), global_batch_size=3) as pipeline:
+        batch = next(pipeline)
+        assert pipeline.faults == {}
+    np.testing.assert_array_equal(batch.image, noise[:3])
+    assert len(faults()) > 1
 
 
 def test_after_the_deadline_the_object_is_named(store, monkeypatch):

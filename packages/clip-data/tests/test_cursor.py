@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from clip_data import DataConfig, Pipeline, SourceConfig
+from clip_data import DataConfig, Pipeline, SourceConfig, preparer
 from clip_data.faults import REASONS
 from clip_data.tfrecord import write_examples
 
@@ -89,6 +89,22 @@ def test_a_cursor_knows_which_fields_are_read(config, shards, change):
         pytest.raises(ValueError, match=r"fields was \['auto', 'auto', None\] and is"),
     ):
         pipeline.seek(cursor)
+
+
+@pytest.mark.parametrize("num_streams", [1, 2])
+def test_a_seek_opens_one_block_at_most(tmp_path, examples, config, monkeypatch, num_streams):
+    for shard in range(20):
+        write_examples(tmp_path / f"{shard:02d}.records", examples(shard * 8, shard * 8 + 8))
+    opened, open_shard = [], preparer.IndexedShard
+    monkeypatch.setattr(preparer, "IndexedShard", lambda *args, **kw: opened.append(args) or open_shard(*args, **kw))
+    options = {"block_shards": 4, "num_streams": num_streams, "prefetch": 1, "num_threads": 1}
+    for position in (0, 4, 72, 140):  # none of them at the end of a block
+        with Pipeline(config(str(tmp_path / "*.records"), **options), global_batch_size=2) as pipeline:
+            pipeline.seek({**pipeline.cursor(), "position": position})
+            opened.clear()
+            pipeline._executor.start(pipeline._schedule.shapes[0], [position, position + 1]).future.result()
+            # A stream that begins within a shard takes a part of one more.
+            assert 1 <= len(opened) <= 4 + num_streams - 1
 
 
 def test_a_seed_of_numpy_is_a_number(config):

@@ -2,17 +2,19 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import PIL
 import pytest
 from cykooz_resizer import ImageData
 from PIL import Image, ImageFile, ImageOps
 
-from clip_data import decode_image
+from clip_data import DataConfig, Pipeline, SourceConfig, decode_image
 from clip_data import resize as resize_module
 from clip_data.faults import RecordError
 from clip_data.image import decode_patches
 from clip_data.resize import fit_frame, resize
+from clip_data.tfrecord import write_examples
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), np.uint8)
@@ -120,24 +122,52 @@ def test_a_thin_picture_takes_no_more_memory_than_it_has(monkeypatch, shape, mod
     assert max(made) <= max(shape) + 240 * 224
 
 
-def test_every_mode_becomes_rgb_over_white(encode):
-    clear = np.zeros((4, 4, 4), np.uint8)
-    clear[:2] = (10, 20, 30, 255)
-    for form in ("PNG", "WEBP"):
-        out = decode_image(encode(clear, form=form, **({"lossless": True} if form == "WEBP" else {})))
-        assert out[0, 0].tolist() == [10, 20, 30]
-        assert out[3, 3].tolist() == [255, 255, 255]
-    deep = (np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096) + 255
-    np.testing.assert_array_equal(decode_image(encode(deep))[:, :, 0], deep >> 8)
-    for mode in ("1", "L", "LA", "P", "CMYK", "RGB"):
-        out = io.BytesIO()
-        Image.new("RGB", (4, 4), "white").convert(mode).save(out, "JPEG" if mode == "CMYK" else "PNG")
-        assert decode_image(out.getvalue()).tolist() == np.full((4, 4, 3), 255).tolist()
-    palette = Image.new("P", (4, 4))
-    palette.putpalette([9, 9, 9] * 256)
-    out = io.BytesIO()
-    palette.save(out, "PNG", transparency=b"\x00")
-    assert decode_image(out.getvalue())[0, 0].tolist() == [255, 255, 255]
+def over_white(pixels):
+    alpha = pixels[..., -1:].astype(float) / 255
+    return np.broadcast_to(pixels[..., :-1] * alpha + 255 * (1 - alpha), (*pixels.shape[:2], 3))
+
+
+def modes():
+    """Pictures of every mode as files, and what they look like, worked out apart."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (9, 13, 4), np.uint8)
+    noise[:3, :, 3], noise[3:5, :, 3] = 255, 0
+    grey, colours = noise[..., :1].repeat(3, 2), rng.integers(0, 256, (256, 3), np.uint8)
+
+    def file(pixels, mode, form="PNG", **options):
+        image = Image.fromarray(pixels) if mode is None else Image.frombytes(mode, (13, 9), pixels.tobytes())
+        image.save(out := io.BytesIO(), form, **options)
+        return out.getvalue()
+
+    yield "grey", file(noise[..., 0], "L"), grey
+    yield "grey and alpha", file(noise[..., [0, 3]], "LA"), over_white(noise[..., [0, 3]])
+    yield "alpha", file(noise, "RGBA"), over_white(noise)
+    yield "alpha in WebP", file(noise, "RGBA", "WEBP", lossless=True), over_white(noise)
+    palette = Image.frombytes("P", (13, 9), noise[..., 0].tobytes())
+    palette.putpalette(colours.tobytes())
+    palette.save(out := io.BytesIO(), "PNG")
+    yield "palette", out.getvalue(), colours[noise[..., 0]]
+    palette.save(out := io.BytesIO(), "PNG", transparency=int(noise[0, 0, 0]))
+    clear = np.where((noise[..., 0] == noise[0, 0, 0])[..., None], 255, colours[noise[..., 0]])
+    yield "palette with a clear colour", out.getvalue(), clear
+    yield "two colours", file(np.packbits(noise[..., 0] > 99, axis=1), "1"), (noise[..., :1] > 99) * np.full(3, 255)
+    deep = rng.integers(0, 1 << 16, (9, 13, 3), np.uint16)
+    yield "16 bits of grey", file(deep[..., 0], None), (deep[..., :1] >> 8).repeat(3, 2)
+    yield "16 bits", cv2.imencode(".png", deep[..., ::-1])[1].tobytes(), deep >> 8
+    smooth = np.full((9, 13, 4), [30, 90, 200, 20], np.uint8)  # JPEG keeps what does not change
+    expected = (255.0 - smooth[..., :3]) * (255 - smooth[..., 3:]) / 255
+    yield "CMYK", file(smooth, "CMYK", "JPEG", quality=100, subsampling=0), expected
+
+
+@pytest.mark.parametrize(("data", "expected"), [pytest.param(*rest, id=name) for name, *rest in modes()])
+def test_every_mode_becomes_rgb_over_white(tmp_path, data, expected):
+    write_examples(tmp_path / "a.tfrecord", [{"image": data}])
+    source = SourceConfig(format="tfrecord", shards=str(tmp_path / "a.tfrecord"))
+    config = DataConfig(sources=(source,), image_size=(9, 13), tokenizer=None, text_length=1)
+    with Pipeline(config, global_batch_size=1) as pipeline:
+        image = next(pipeline).image[0]
+    assert np.abs(image - expected).max() <= (2 if data.startswith(b"\xff\xd8") else 1)
+    np.testing.assert_array_equal(decode_image(data), image)
 
 
 @pytest.mark.parametrize("orientation", range(1, 10))

@@ -52,7 +52,7 @@ def test_a_batch_holds_what_was_written(config, tokenizer_dir):
 
 def test_evaluation_sees_every_sample_once(config, tokenizer_dir):
     options = {"shuffle": False, "num_epochs": 1, "tokenizer": tokenizer_dir}
-    for count in (1, 2):
+    for count in (1, 2, 4, 8):
         seen = []
         for index in range(count):
             with Pipeline(
@@ -399,6 +399,13 @@ def test_batches_of_several_lengths_keep_to_a_budget_of_tokens(lengths):
     assert set(counts.values()) == {1, 2}
 
 
+def test_batches_of_several_lengths_may_have_one_size(lengths):
+    with lengths(batch_by="samples") as pipeline:
+        batches = take(pipeline, 6)
+    for i in (0, 3):
+        assert sorted(batch.image.shape[:2] for batch in batches[i : i + 3]) == [(8, 4), (8, 9), (8, 16)]
+
+
 def test_several_lengths_resume_exactly_on_any_processes(lengths):
     with lengths() as pipeline:
         take(pipeline, 4)
@@ -434,6 +441,17 @@ def test_several_lengths_are_refused_where_they_cannot_be(lengths):
         lengths(shuffle=False, num_epochs=1)
     with pytest.raises(ValueError, match=r"at least 1, not \(4, 0\)"):
         lengths(max_patches=[4, 0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_package_is_light():
+    code = "import re, sys; from clip_data import DataConfig, Pipeline, SourceConfig, read_records\n"
+    code += "print({'tensorflow', 'transformers', 'pyarrow'} & sys.modules.keys())\n"
+    code += "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    found, kilobytes = done.stdout.splitlines()
+    assert found == "set()"
+    assert int(kilobytes) < 80_000
 
 
 def test_a_process_may_end_while_threads_decode(tmp_path, encode):

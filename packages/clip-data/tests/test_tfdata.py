@@ -51,7 +51,8 @@ SCRIPT = textwrap.dedent("""
     pipeline = make("tensorflow", patterns=sys.argv[3:])
     preparer, left = pipeline._executor._preparer, []
     pipeline._executor._preparer = type("Counting", (), {
-        "stored": preparer.stored, "look_ahead": preparer.look_ahead, "config": preparer.config,
+        "stored": preparer.stored, "look_ahead": preparer.look_ahead, "remarks": preparer.remarks,
+        "config": preparer.config,
         "__call__": lambda self, *rest: left.append(rest[0]) or preparer(*rest),
     })()
     with make("threads", patterns=sys.argv[3:]) as threads:

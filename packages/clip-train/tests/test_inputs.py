@@ -82,8 +82,14 @@ def test_patches_are_those_of_preprocess_images(wide):
     np.testing.assert_array_equal(pictures_of(batch)[3][:8, :8].reshape(-1), batch.image[3, 0])
 
 
+def setup_of(wide, max_patches):
+    setup = prepare(*resolve(read_config(TrainConfig, wide / "wide.json", [f"data.max_patches={max_patches}"])))
+    setup.pipeline.close()
+    return setup
+
+
 def test_a_model_of_patches_trains_and_is_evaluated(wide):
-    config, origin = resolve(read_config(TrainConfig, wide / "wide.json"))
+    config, origin = resolve(read_config(TrainConfig, wide / "wide.json", ["data.max_patches=[12, 6]"]))
     setup, mesh = prepare(config, origin), make_mesh(MeshConfig(), jax.devices()[:1])
     tx = optax.sgd(1e-2)
     step = make_step(clip_objective(setup.model, config.loss, mesh, config.data.augment), tx)
@@ -91,14 +97,26 @@ def test_a_model_of_patches_trains_and_is_evaluated(wide):
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     state = TrainState(step=np.int32(0), params=params, opt_state=tx.init(params))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    assert setup.model_flops() == sum(setup_of(wide, length).model_flops() for length in (12, 6)) / 2
+    assert setup.batch()["image"].shape == (8, 12, 192)
+    shapes = []
     with setup.pipeline as pipeline:
         for _, batch in zip(range(2), GlobalBatches(pipeline, mesh), strict=False):
+            shapes.append(batch["image"].shape)
             state, metrics = step(state, batch)
             assert np.isfinite(float(metrics["loss"]))
             assert float(metrics["grad_norm"]) > 0
+    assert sorted(shapes) == [(8, 6, 192), (8, 12, 192)]
     result = evaluate(config.evaluation[0], Encoders(setup.model, mesh), state.params, setup.data, setup.tokenizer)
     assert result.num_samples == 12
     assert [example.image.shape for example in result.examples[:2]] == [(16, 48, 3), (40, 16, 3)]
+
+
+def test_several_lengths_are_of_patches(wide):
+    for lengths, message in ("[12, 6]", "lengths of naflex sequences"), ("[]", "at least 1"):
+        changes = ["data.resize_mode=squash", f"data.max_patches={lengths}"]
+        with pytest.raises(ConfigError, match=message):
+            resolve(read_config(TrainConfig, wide / "wide.json", changes))
 
 
 def test_patches_are_not_augmented(wide):

@@ -86,8 +86,10 @@ class DataConfig:
             ratio and cuts it into patches.
         patch_size: Side of a patch, in pixels, with ``"naflex"``.
         max_patches: Length of its sequences, to which every picture is scaled as nearly as whole patches allow. With
-            several lengths each batch of a training has one of them, in an order drawn by the seed, and as many samples
-            as keep to one budget of tokens: ``global_batch_size`` of the longest, more of the others.
+            several lengths each batch of a training has one of them, in an order drawn by the seed.
+        batch_by: How many samples such a batch holds: ``"tokens"`` keeps to one budget of patches, with
+            ``global_batch_size`` samples of the longest sequences and more of the others; with ``"samples"`` each holds
+            as many.
         interpolation: Of the resize: ``"bicubic"`` or ``"bilinear"``, always antialiased.
         strict: Whether a JPEG that libjpeg warns about is a damaged one.
         scaled_decoding: Whether a JPEG of twice ``image_size`` or more may be decoded at 1/2, 1/4 or 1/8 first. None
@@ -130,6 +132,7 @@ class DataConfig:
     resize_mode: ResizeMode | Literal["naflex"] = "squash"
     patch_size: int = 16
     max_patches: int | tuple[int, ...] = 256
+    batch_by: Literal["tokens", "samples"] = "tokens"
     interpolation: Interpolation = "bicubic"
     strict: bool = True
     scaled_decoding: bool | None = None
@@ -183,6 +186,7 @@ class DataConfig:
                 raise ValueError(f"{name} must be at least 1, not {value!r}")
         choices = {
             "resize_mode": ("squash", "shortest", "longest", "naflex"),
+            "batch_by": ("tokens", "samples"),
             "interpolation": ("bicubic", "bilinear"),
             "padding": ("max_length", "longest"),
             "empty_caption": ("drop", "keep"),

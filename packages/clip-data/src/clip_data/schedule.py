@@ -2,8 +2,9 @@
 
 Batches of one size need no more than this: all are alike. With several lengths of sequences each batch takes one of
 them, and as many samples as a budget of tokens leaves room for, so that all batches cost about the same and come in a
-few shapes. It is how SigLIP 2's NaFlex models were trained (a length drawn for each batch) and how timm batches for
-them (a budget of tokens); drawing lengths without replacement keeps what an epoch holds of each.
+few shapes; or as many as any other, where what is learnt depends on their number. It is how SigLIP 2's NaFlex models
+were trained (a length drawn for each batch) and how timm batches for them (a budget of tokens); drawing lengths without
+replacement keeps what an epoch holds of each.
 
 References:
     Tschannen et al., SigLIP 2, https://arxiv.org/abs/2502.14786.
@@ -39,17 +40,21 @@ class Schedule:
         lengths: Patches of sequences, one or several; one that is named twice comes twice as often.
         seed: Of the order of the lengths.
         num_streams: As in ``DataConfig``.
+        by_tokens: Whether batches keep to one number of patches; otherwise all have as many samples.
 
     >>> schedule = Schedule(16, [64, 256, 144], seed=0, num_streams=8)
     >>> [tuple(schedule(number)) for number in range(4)]
     [(16, 256), (24, 144), (64, 64), (64, 64)]
     """
 
-    def __init__(self, global_batch_size: int, lengths: Sequence[int], *, seed: int, num_streams: int):
+    def __init__(
+        self, global_batch_size: int, lengths: Sequence[int], *, seed: int, num_streams: int, by_tokens: bool = True
+    ):
         self._seed = seed
         unit, budget = math.gcd(global_batch_size, num_streams), global_batch_size * max(lengths)
         self.shapes: tuple[BatchShape, ...] = tuple(
-            BatchShape(budget // length // unit * unit if length else global_batch_size, length) for length in lengths
+            BatchShape(budget // length // unit * unit if length and by_tokens else global_batch_size, length)
+            for length in lengths
         )
 
     @staticmethod
@@ -61,7 +66,13 @@ class Schedule:
             global_batch_size: As for the class.
         """
         lengths = config.patch_lengths if config.has_images and config.resize_mode == "naflex" else (0,)
-        return Schedule(global_batch_size, lengths, seed=config.seed, num_streams=config.num_streams)
+        return Schedule(
+            global_batch_size,
+            lengths,
+            seed=config.seed,
+            num_streams=config.num_streams,
+            by_tokens=config.batch_by == "tokens",
+        )
 
     def __call__(self, number: int) -> BatchShape:
         """Returns the shape of batch ``number`` of the run, counted from 0."""

@@ -80,7 +80,8 @@ class TrainDataConfig:
         train: the sources, mixed by weight.
         seed: of the order of samples; by default the run's.
         image_size: pixels on each side, or height and width; also the model's, whose positions are resampled.
-        max_patches: length of the sequences of patches, with `naflex`.
+        max_patches: length of the sequences of patches, with `naflex`. With several each batch has one of them, as
+            SigLIP 2 was trained, and what is evaluated the model's own.
         resize_mode: how a picture gets to that size; `naflex` makes sequences of patches of it.
         interpolation: of the resize.
         mean: per channel, on the [0, 1] scale.
@@ -99,7 +100,7 @@ class TrainDataConfig:
     train: tuple[SourceConfig, ...]
     seed: int | None = None
     image_size: int | tuple[int, int] | None = None
-    max_patches: int | None = None
+    max_patches: int | tuple[int, ...] | None = None
     resize_mode: ResizeMode | None = None
     interpolation: Interpolation | None = None
     mean: tuple[float, float, float] | None = None
@@ -120,7 +121,7 @@ class TrainDataConfig:
             raise ValueError("train lists at least one source; got none")
         for name in ("image_size", "max_patches", "text_length", "num_threads"):
             value = getattr(self, name)
-            if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
+            if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) < 1:
                 raise ValueError(f"{name} is at least 1; got {value}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is between 0 and 1; got {self.max_bad_fraction}")
@@ -141,6 +142,10 @@ class TrainDataConfig:
             "canonicalize",
         )
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if isinstance(self.max_patches, tuple):
+            del changes["max_patches"]  # of training alone
+            if changes.get("resize_mode", model.preprocess.resize_mode) != "naflex":
+                raise ValueError(f"max_patches are lengths of naflex sequences; got {list(self.max_patches)} without")
         if changes.get("resize_mode", model.preprocess.resize_mode) != "naflex":
             changes.setdefault("max_patches", 0)  # a model of sequences may be given pictures of one size
         towers: dict[str, Any] = {}

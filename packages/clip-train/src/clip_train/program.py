@@ -150,7 +150,10 @@ class Program:
         )
 
     def model_flops(self) -> float:
-        """Of an update on all devices, in the matrix products of model and loss, forward and backward, none twice."""
+        """Of an update on all devices, in the matrix products of model and loss, forward and backward, none twice.
+
+        With batches of several lengths it is the mean of them.
+        """
         # A kernel's own arithmetic is not the model's: some is hidden, and some done twice.
         compute = dataclasses.replace(self.model.compute, remat="none", attention="xla")
         plain = dataclasses.replace(self.model, compute=compute)
@@ -159,11 +162,13 @@ class Program:
             origin=dataclasses.replace(self.origin, config=plain),
             mesh=make_mesh(MeshConfig(), jax.local_devices()[:1]),
         )
-        shapes: tuple[Any, ...] = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (self.abstract.params, self.batch())
+        params, batches = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+            (self.abstract.params, [self.batch(length) for length in self.lengths]),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return count_flops(jax.value_and_grad(alone.objective(), has_aux=True), *shapes, key)
+        gradient = jax.value_and_grad(alone.objective(), has_aux=True)
+        return sum(count_flops(gradient, params, batch, key) for batch in batches) / len(batches)
 
     @property
     def averaged(self) -> Any:
@@ -174,8 +179,21 @@ class Program:
         """The parameters that are evaluated: those of a state, or their moving averages."""
         return state.params if self.averaged is None else state.averaged()
 
-    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes, dtypes and shardings of a global batch, as the run hands it to the step."""
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Those of the sequences of patches that batches may have; 0 of pictures."""
+        lengths = self.config.data.max_patches
+        if isinstance(lengths, tuple):
+            return lengths
+        preprocess = self.model.preprocess
+        return (preprocess.max_patches if preprocess.resize_mode == "naflex" else 0,)
+
+    def batch(self, length: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes, dtypes and shardings of a global batch, as the run hands it to the step.
+
+        Args:
+            length: of its sequences of patches; by default the longest that the run has.
+        """
         model, rows = self.model, self.config.global_batch_size
         vision = image_tower(model)
         tokens = rows, model.preprocess.text_length
@@ -184,7 +202,7 @@ class Program:
             "attention_mask": (tokens, jnp.int32),
         }
         if model.preprocess.resize_mode == "naflex":
-            patches = rows, model.preprocess.max_patches
+            patches = rows, max(self.lengths) if length is None else length
             shapes["image"] = ((*patches, vision.patch_size**2 * 3), jnp.uint8)
             shapes["pixel_attention_mask"] = (patches, jnp.int32)
             shapes["spatial_shapes"] = ((rows, 2), jnp.int32)

@@ -42,8 +42,10 @@ class Setup(Program):
 
     @property
     def data(self) -> DataConfig:
-        """How samples are prepared for evaluation: in the model's size, whatever training crops from."""
-        return dataclasses.replace(self.pipeline.config, image_size=self.model.preprocess.size, embeddings={})
+        """How samples are prepared for evaluation: in the model's size and length, whatever training is on."""
+        expects = self.model.preprocess
+        lengths = {"max_patches": expects.max_patches} if expects.resize_mode == "naflex" else {}
+        return dataclasses.replace(self.pipeline.config, image_size=expects.size, embeddings={}, **lengths)
 
     def steps(self, length: Length) -> int:
         """A cadence in steps of this run, at least 1."""
@@ -123,12 +125,13 @@ def prepare(config: TrainConfig, origin: Origin) -> Setup:
             "data.augment: sequences of patches (resize_mode naflex) are trained on as they come; leave data.augment "
             'out, or set data.resize_mode to "squash"'
         )
-    source_size = config.data.augment.source_size
+    source_size, lengths = config.data.augment.source_size, config.data.max_patches
     with located("data"):
         data = data_config(
             model,
             config.data.train,
             **({} if source_size is None else {"image_size": source_size}),
+            **({"max_patches": lengths, "batch_by": "samples"} if isinstance(lengths, tuple) else {}),
             seed=config.seed if config.data.seed is None else config.data.seed,
             max_bad_fraction=config.data.max_bad_fraction,
             num_threads=config.data.num_threads,

@@ -41,7 +41,8 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         (
             "prepared as",
             f"{expects.size} px {expects.resize_mode}, {expects.interpolation}; "
-            f"{expects.text_length} tokens by {expects.tokenizer}",
+            f"{expects.text_length} tokens by {expects.tokenizer}"
+            + (f"; {', '.join(map(str, setup.lengths))} patches by turns" if len(setup.lengths) > 1 else ""),
         ),
         (
             "devices",
