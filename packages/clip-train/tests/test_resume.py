@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from clip_data import Pipeline, SourceConfig
+from clip_data import Pipeline, SourceConfig, read_records
+from clip_data.tfrecord import write_examples
 from clip_train import TrainConfig, load_run
 from clip_train.checkpoint import Checkpoints
 from clip_train.cli import main
@@ -46,9 +47,16 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(squares):
-    """Six steps, the odd ones of which are neither saved nor evaluated."""
+    """Six steps, the odd ones of which are neither saved nor evaluated; an eighth of the pictures are damaged."""
+    records = read_records(SourceConfig(format="tfrecord", shards=str(squares / "train-*.tfrecord")))
+    examples = [
+        {"key": record.key, "png": record.image if number % 8 else b"<html>", "caption": record.caption}
+        for number, record in enumerate(records)
+    ]
+    write_examples(str(squares / "damaged.tfrecord"), examples)
     tree = json.loads((squares / "config.json").read_text())
     tree |= {"train_samples": 96, "evaluation": [EVALUATION], "checkpoint": {"every_steps": 2, "keep": 5}}
+    tree["data"] = {"train": [{"format": "tfrecord", "shards": "damaged.tfrecord"}], "max_bad_fraction": 0.2}
     path = squares / "six.json"
     path.write_text(json.dumps(tree))
     return path
@@ -76,8 +84,13 @@ def rows_of(output):
     return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
 
 
+def results_of(output):
+    return json.loads((output / "results.json").read_text())
+
+
 def check_same(output, whole):
     assert rows_of(output) == rows_of(whole)
+    assert results_of(output)["skipped_samples"] == results_of(whole)["skipped_samples"]
     jax.tree.map(np.testing.assert_array_equal, load_run(output)[1], load_run(whole)[1])
     assert sorted(os.listdir(output / "checkpoints"))[-1] == "6"
     assert not (output / "lock").exists()
@@ -87,6 +100,9 @@ def test_everything_is_measured_before_the_first_step(whole):
     rows = rows_of(whole)
     assert [row["step"] for row in rows] == list(range(7))
     assert [row["step"] for row in rows if "pairs/image_retrieval_recall@5" in row] == [0, 2, 4, 6]
+    lost = [row["skipped/bad_image"] for row in rows[1:]]
+    assert lost == sorted(lost)
+    assert lost[-1] == results_of(whole)["skipped_samples"]["bad_image"] == 12
 
 
 @pytest.mark.parametrize("at", [1, 4])
