@@ -136,9 +136,9 @@ def start(*command, devices=1):
     return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
 
 
-def start_two(place):
+def start_two(place, *more):
     port = free_port()
-    return [start(__file__, str(place), str(port), str(i)) for i in range(2)]
+    return [start(__file__, str(place), str(port), str(i), *more) for i in range(2)]
 
 
 def wait_for(line, process):
@@ -169,6 +169,17 @@ def test_two_processes_stop_together_and_another_number_of_them_continues(tmp_pa
     stopped = losses[-1][0]
     assert str(stopped) in os.listdir(tmp_path / "two")
     assert check_continued(tmp_path / "two", losses, tmp_path / "one") == stopped
+
+
+def test_a_process_that_is_asked_to_end_before_it_trains_does(tmp_path):
+    both = start_two(tmp_path, "and wait")
+    for process in both:
+        wait_for("joined", process)
+    for process in both:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert both[0].returncode == -signal.SIGTERM
+    assert both[1].returncode != 0  # by the signal, or for the loss of the first
 
 
 def test_what_two_killed_processes_left_in_a_bucket_is_whole(bucket, tmp_path):
@@ -246,8 +257,11 @@ def test_a_process_that_fails_alone_tells_why_and_waits_for_nobody(monkeypatch, 
 
 
 def main():
-    directory, port, process_id = sys.argv[1:]
+    directory, port, process_id, *waits = sys.argv[1:]
     start_processes(f"127.0.0.1:{port}", int(process_id), 2)
+    sys.stdout.write("joined\n")
+    if waits:
+        time.sleep(600)
 
     def each_step(step, state):
         sys.stdout.write(f"step {step}\n")

@@ -84,6 +84,8 @@ def _join(
         return
     # jax would give every process of Slurm and Open MPI one GPU, also the only one of a machine with several.
     gpus = None if task is None or "JAX_LOCAL_DEVICE_IDS" in os.environ else list(task.gpus)
+    # It would take SIGTERM for itself, and have a process that was asked to end go on.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator, num_processes, process_id, gpus, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
     )

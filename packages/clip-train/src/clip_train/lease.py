@@ -77,6 +77,9 @@ class Holder:
         )
 
 
+_UNTOLD = Holder(token="", host="a machine that is not told", boot="", space="", pid=0, started="", since=0.0)
+
+
 class Lease:
     """The use of a directory: taken when it is made, given back when it is closed or the process ends.
 
@@ -136,8 +139,8 @@ class Lease:
 
     def _lives(self, holder: Holder | None, *, is_alone: bool) -> bool | None:
         """Whether the process that uses the directory does live, where that can be told from here; else `None`."""
-        if holder is None:
-            return not is_alone  # it has just begun
+        if holder is None or holder == _UNTOLD:
+            return not is_alone  # it has just begun, or was cut off when it had
         if holder.boot == self._me.boot:
             if self._place.locks:
                 return not is_alone
@@ -259,12 +262,11 @@ def _line(holder: Holder) -> bytes:
     return json.dumps(dataclasses.asdict(holder)).encode().ljust(511) + b"\n"
 
 
-def _parse(line: bytes) -> Holder | None:
-    """The holder that a sign tells; one that was cut off while it was first written tells none."""
+def _parse(line: bytes) -> Holder:
     try:
         return Holder(**json.loads(line))
     except (ValueError, TypeError):
-        return None
+        return _UNTOLD  # it is being written for the first time, or was
 
 
 def _started(pid: int) -> str:

@@ -28,8 +28,9 @@ def make_sinks(setup: Setup, output: Output, console: Console, first_step: int, 
     if not is_first():
         return []
     log = setup.config.log
-    # `metrics.jsonl` feeds the report: it is written whatever the config says.
-    sinks: list[Sink] = [Jsonl(output.metrics, first_step=first_step, say=functools.partial(warn, console))]
+    # `metrics.jsonl` feeds the report: it is written whatever the config says. That of a branch begins with it.
+    say = functools.partial(warn, console) if setup.config.branch is None else None
+    sinks: list[Sink] = [Jsonl(output.metrics, first_step=first_step, say=say)]
     try:
         if "tensorboard" in log.to:
             sinks.append(TensorBoard(output.root / "tensorboard", first_step=first_step))
