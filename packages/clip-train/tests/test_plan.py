@@ -14,7 +14,7 @@ from clip_sharding import CHIPS, DoesNotFitError, Plan, Roofline, bytes_per_devi
 from clip_train.cli import main
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, read_config
-from clip_train.plan import plan_run
+from clip_train.plan import plan_run, search
 
 CONFIG = {
     "output_dir": "run",
@@ -175,17 +175,48 @@ def test_kernels_that_do_not_tell_do_no_less_than_the_model_asks_for(config, com
     assert fused.step.roofline.compute == pytest.approx(1.0 + whole.model_flops / 8 / 197e12)
 
 
+TOO_LARGE = DoesNotFitError(20 * 2**30, 16 * 2**30)
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_would(config, capsys, compiled):
     tried, says = compiled
-    says |= dict.fromkeys(range(17), DoesNotFitError(20 * 2**30, 16 * 2**30))
-    assert main(["plan", str(config), "--topology", "cpu:8", "--json", "plan.json"]) == 3
+    # As asked; then the whole batch, halved down to a row on each device, with four policies each; then divided.
+    as_it_is = 1 + 4 * 4
+    says |= dict.fromkeys(range(as_it_is + 5), TOO_LARGE)
+    mesh = ("--set", 'mesh={"data": 8}')
+    assert main(["plan", str(config), "--topology", "cpu:8", *mesh, "--json", "new/plan.json"]) == 3
     screen = capsys.readouterr().out
     assert "4.00 GiB too many" in screen
-    assert "Nothing fits" in screen
-    # As asked; then the whole batch, halved down to a row on each device, with four policies each.
-    assert len(tried) == 1 + 4 * 4
+    settings = "--set remat=minimal --set microbatch_size=32 --set sharding=fsdp --set mesh=null"
+    assert f"It fits with {settings}" in " ".join(screen.split())
+    assert tried[0]["parameters"] > 7 * tried[-1]["parameters"]
+    plan = json.loads((config.parent / "new" / "plan.json").read_text())
+    assert (plan["fits"], plan["needed"]) == (False, 20 * 2**30)
+    assert plan["fits_with"] == {"remat": "minimal", "microbatch_size": 32, "sharding": "fsdp", "mesh": None}
+    overrides = [part for part in settings.split() if part != "--set"]
+    assert planned(config, 'mesh={"data": 8}', *overrides).strategy == "fsdp"
+
+
+@pytest.mark.parametrize("fit", [("--fit",), ()])
+def test_where_nothing_fits_that_is_told(config, capsys, compiled, fit):
+    tried, says = compiled
+    says |= dict.fromkeys(range(99), TOO_LARGE)
+    row_each = ("--set", "global_batch_size=8", "--set", "microbatch_size=null")
+    assert main(["plan", str(config), "--topology", "cpu:8", *row_each, *fit, "--json", "plan.json"]) == 3
+    assert "Nothing fits" in capsys.readouterr().out
+    assert len(tried) == (not fit) + 2 * 4
     plan = json.loads((config.parent / "plan.json").read_text())
     assert (plan["fits"], plan["fits_with"], plan["needed"]) == (False, None, 20 * 2**30)
+
+
+def test_a_state_that_is_too_large_is_not_compiled(config, compiled):
+    tried, _ = compiled
+    small = dataclasses.replace(CHIPS["v5e"], memory=2**19)
+    topology = dataclasses.replace(find_topology("cpu:8"), chip=small)
+    trials = []
+    found = search(read_config(TrainConfig, config, ["sharding=replicated"]), topology, trials.append)
+    assert [trial.plan is None for trial in trials] == [True, False]
+    assert (found.strategy, found.config.microbatch_size, found.config.remat, len(tried)) == ("fsdp", 64, "none", 1)
 
 
 @pytest.mark.parametrize(

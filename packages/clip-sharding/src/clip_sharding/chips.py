@@ -147,5 +147,5 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip whose devices jax calls so, if it is in the table."""
-    return next((chip for chip in CHIPS.values() if chip.device_kind == device_kind), None)
+    """The chip whose devices jax calls so, if it is in the table; of a TPU some versions say its name, as `TPU v5e`."""
+    return next((chip for chip in CHIPS.values() if device_kind in (chip.device_kind, f"TPU {chip.name}")), None)

@@ -19,9 +19,11 @@ from clip_sharding.work import count_work
 _OPTIONS = {"cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}}
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)\s*([KMGT]?)i?B?"
-# The compiler refuses what the whole program needs, or, sooner, what it needs beside its arguments.
-_WHOLE = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
-_TEMPORARIES = re.compile(rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
+# The compiler refuses what it laid out, or, sooner, what is sure to be too large: arguments and results are in both.
+_REFUSED = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+    re.compile(rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
 
 
 class DoesNotFitError(ValueError):
@@ -109,7 +111,7 @@ def plan(step: Any, *args: Any, topology: Topology | str, groups: Mapping[str, A
     try:
         compiled = step.lower(*args).compile(_OPTIONS.get(topology.platform))
     except jax.errors.JaxRuntimeError as error:
-        raise _refusal(error, bytes_per_device(args)) or error from error
+        raise _refusal(error) or error from error
     program = count_work(parse_hlo(compiled.as_text()))
     stats = compiled.memory_analysis()
     total = (
@@ -147,10 +149,10 @@ def plan(step: Any, *args: Any, topology: Topology | str, groups: Mapping[str, A
     )
 
 
-def _refusal(error: Exception, arguments: int) -> DoesNotFitError | None:
+def _refusal(error: Exception) -> DoesNotFitError | None:
     """What the compiler said of the memory, if that was its reason."""
-    for form, beside in ((_WHOLE, 0), (_TEMPORARIES, arguments)):
+    for form in _REFUSED:
         if found := form.search(str(error)):
             needed, unit, available, of = found.groups()
-            return DoesNotFitError(int(float(needed) * _UNITS[unit]) + beside, int(float(available) * _UNITS[of]))
+            return DoesNotFitError(int(float(needed) * _UNITS[unit]), int(float(available) * _UNITS[of]))
     return None

@@ -66,17 +66,22 @@ def find_topology(name: str) -> Topology:
         ImportError: the TPU compiler is not installed.
     """
     match = _NAME.fullmatch(name)
-    if match is None or match["chip"] not in {*CHIPS, "cpu", "gpu"}:
-        known = [chip.name for chip in CHIPS.values() if chip.device_kind.startswith("TPU")]
+    known = {chip.name: chip for chip in CHIPS.values() if chip.device_kind.startswith("TPU")}
+    if name == "gpu":
+        return _gpu(name)
+    if match is not None and match["chip"] in CHIPS.keys() - known.keys():
+        raise ValueError(f"a program for a GPU is compiled on a machine that has one, as 'gpu'; got {name!r}")
+    if match is not None and match["chip"] == "cpu":
+        number = match["shape"] or match["count"] or "1"
+        if not number.isdigit() or int(number) < 1 or match["slices"]:
+            raise ValueError(f"processor devices are a number of them, such as cpu:8; got {name!r}")
+        return _cpu(name, int(number))
+    if match is None or match["chip"] not in known:
         near = difflib.get_close_matches(match["chip"] if match else name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"a topology is {_FORMS}; the TPUs are {', '.join(known)}; got {name!r}. Did you mean {near!r}?"
         )
-    if match["chip"] == "cpu":
-        return _cpu(name, int(match["shape"] or match["count"] or 1))
-    chip = CHIPS.get(match["chip"])
-    if chip is None or not chip.device_kind.startswith("TPU"):
-        return _gpu(name)
+    chip = known[match["chip"]]
     dims = _dims(chip)
     if match["shape"] is None:
         return _tpu(name, chip, _slice_shape(name, chip, match["count"]), int(match["slices"] or 1))
@@ -139,7 +144,7 @@ def _tpu(name: str, chip: Chip, shape: tuple[int, ...], slices: int) -> Topology
 
 
 def _slice_shape(name: str, chip: Chip, count: str | None) -> tuple[int, ...]:
-    """The squarest slice of that many chips, its sides powers of two, which is how the cloud makes them."""
+    """The squarest slice of that many chips, its sides powers of two, which is how the cloud makes them: `2x2x1`."""
     if count is None:
         raise ValueError(f"say how large a slice: {chip.name}:16x16 or {chip.name}-256; got {name!r}")
     chips = int(count) // (2 if chip.name in _NAMED_BY_CORES else 1)
@@ -147,4 +152,4 @@ def _slice_shape(name: str, chip: Chip, count: str | None) -> tuple[int, ...]:
         raise ValueError(f"a slice named by its number has a power of two of chips; got {name!r}: give its shape")
     dims = _dims(chip)
     power = int(math.log2(chips))
-    return tuple(2 ** ((power + i) // dims) for i in range(dims))
+    return tuple(sorted((2 ** ((power + i) // dims) for i in range(dims)), key=lambda side: side == 1))

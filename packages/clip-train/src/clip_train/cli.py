@@ -224,8 +224,10 @@ def _pretend(topology: str) -> None:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={number}".strip()
     if not kind.startswith("gpu"):
         os.environ["JAX_PLATFORMS"] = "cpu"
-        # The compiler alone needs no TPU, no metadata of one, and no lock on it; it tells of each that it misses.
+        # The compiler alone needs no TPU, no metadata of one, and no lock on it; it tells of each that it misses. Which
+        # machine it is told of makes no difference to what it compiles for.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true", "TPU_MIN_LOG_LEVEL": "3"}
+        os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
 
 
 def _eval(options: argparse.Namespace) -> int:

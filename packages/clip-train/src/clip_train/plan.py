@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -74,17 +75,15 @@ class RunPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A way to run that was compiled.
+    """A way to run that was tried.
 
     Attributes:
-        remat: as in the config.
-        microbatch_size: likewise.
+        config: the run's, with what was changed.
         plan: what it takes; None if it does not fit.
         refusal: why not.
     """
 
-    remat: Remat
-    microbatch_size: int
+    config: TrainConfig
     plan: RunPlan | None
     refusal: DoesNotFitError | None
 
@@ -101,7 +100,7 @@ def plan_run(config: TrainConfig, topology: Topology) -> RunPlan:
         DoesNotFitError: it needs more memory than the devices have.
     """
     program = _program(config, topology)
-    state, batch, model_flops = program.abstract, program.batch(), program.model_flops()
+    state, batch = program.abstract, program.batch()
     groups = {"parameters": state.params, "optimizer": state.opt_state, "averages": state.ema, "batch": batch}
     step = plan(
         program.step(),
@@ -110,6 +109,7 @@ def plan_run(config: TrainConfig, topology: Topology) -> RunPlan:
         topology=topology,
         groups={name: tree for name, tree in groups.items() if tree is not None},
     )
+    model_flops = program.model_flops()
     step = _with_all_arithmetic(step, model_flops)
     if (found := program.teacher_program()) is not None:
         embed, params = found
@@ -169,26 +169,35 @@ def _with_teacher(step: Plan, teacher: Plan, state_bytes: int) -> Plan:
 def search(config: TrainConfig, topology: Topology, told: Callable[[Trial], None]) -> RunPlan | None:
     """Find the largest microbatch that fits, and of the remat policies that let it the one that repeats least.
 
-    A whole batch with any remat costs less than several microbatches, each of which is encoded twice.
+    A whole batch with any remat costs less than several microbatches, each of which is encoded twice. Parameters that
+    are whole on each device are divided by `fsdp` where nothing fits so.
 
     Args:
-        config: of the run; its `remat` and `microbatch_size` are what is searched.
+        config: of the run; its `remat`, `microbatch_size` and, last, `sharding` are what is searched.
         topology: from `clip_sharding.find_topology`.
         told: hears of each trial.
 
     Returns:
-        The plan of what was found; None: not even one row on each device fits.
+        The plan of what was found; None: not even one row on each device fits, with everything computed again and
+        the parameters divided.
     """
     if topology.memory is None:
         raise ConfigError(f"--fit: the memory of {topology.name} is not known, so that everything fits there")
-    for micro in _microbatches(config, topology):
-        for remat in _REMATS:
-            candidate = dataclasses.replace(config, remat=remat, microbatch_size=micro)
+    candidates = [config]
+    if _program(config, topology).strategy == "replicated" and len(topology.devices) > 1:
+        candidates.append(dataclasses.replace(config, sharding="fsdp", mesh=None))
+    for divided in candidates:
+        state = bytes_per_device(_program(divided, topology).abstract)
+        if state > topology.memory:
+            told(Trial(divided, None, DoesNotFitError(state, topology.memory)))
+            continue
+        for micro, remat in itertools.product(_microbatches(divided, topology), _REMATS):
+            candidate = dataclasses.replace(divided, remat=remat, microbatch_size=micro)
             try:
                 found, refusal = plan_run(candidate, topology), None
             except DoesNotFitError as error:
                 found, refusal = None, error
-            told(Trial(remat, micro, found, refusal))
+            told(Trial(candidate, found, refusal))
             if found is not None:
                 return found
     return None

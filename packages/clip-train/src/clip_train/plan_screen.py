@@ -12,6 +12,7 @@ from rich.console import Console
 
 from clip_sharding import CHIPS, DoesNotFitError
 from clip_sharding.roofline import LIMITS
+from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, config_to_json, located
 from clip_train.output import write_json
 from clip_train.plan import RunPlan, Trial, plan_run, search, topology_named
@@ -21,44 +22,52 @@ DOES_NOT_FIT = 3
 """The exit status of a plan that needs more memory than there is."""
 
 _GIB = 2**30
+_NOTHING = (
+    "Nothing fits, not even a row on each device with everything computed again: take more or larger chips, or divide "
+    "the parameters over more of them (mesh, sharding)."
+)
 
 
-def plan_verb(config: Any, topology: str, *, fit: bool = False, to: Path | None = None) -> int:
+def plan_verb(config: TrainConfig, topology: str, *, fit: bool = False, to: Path | None = None) -> int:
     """`clip-train plan CONFIG --topology NAME`.
 
     Returns:
         0, or 3 when the run does not fit as the config says.
     """
     console = make_console()
+    if to is not None:
+        with located("--json"):
+            to.parent.mkdir(parents=True, exist_ok=True)
     where = topology_named(topology)
+    refusals: list[DoesNotFitError] = []
 
     def told(trial: Trial) -> None:
+        changed = ", ".join(f"{name} {value}" for name, value in _changes(config, trial.config).items())
+        if trial.refusal is not None:
+            refusals.append(trial.refusal)
         result = "fits" if trial.refusal is None else f"does not fit: {trial.refusal.needed / _GIB:.1f} GiB"
-        console.print(f"  remat {trial.remat}, microbatch_size {trial.microbatch_size:,}: {result}", markup=False)
+        console.print(f"  {changed}: {result}", markup=False)
 
     if fit:
         found = search(config, where, told)
-        if found is None:
-            console.print("Nothing fits. Divide the parameters (sharding fsdp), or take more or larger chips.")
-            return DOES_NOT_FIT
-        _show(console, found)
-        console.print(f"It is the config with {_settings(found)}", markup=False)
     else:
         try:
             found = plan_run(config, where)
         except DoesNotFitError as error:
             console.print(f"This does not fit on {topology}: {error}.\nLooking for what does:", markup=False)
             other = search(config, where, told)
-            console.print(
-                f"It fits with {_settings(other)}"
-                if other
-                else "Nothing fits. Divide the parameters (sharding fsdp), or take more or larger chips.",
-                markup=False,
-            )
+            console.print(f"It fits with {_settings(config, other)}" if other else _NOTHING, markup=False)
             if to is not None:
-                write_json(to, _refused(topology, error, other))
+                write_json(to, _refused(topology, error, other and _changes(config, other.config)))
             return DOES_NOT_FIT
-        _show(console, found)
+    if found is None:
+        console.print(_NOTHING)
+        if to is not None:
+            write_json(to, _refused(topology, min(refusals, key=lambda refusal: refusal.needed), None))
+        return DOES_NOT_FIT
+    _show(console, found)
+    if fit:
+        console.print(f"It is the config with {_settings(config, found)}", markup=False)
     if to is not None:
         write_json(to, to_json(found))
     return 0
@@ -70,6 +79,7 @@ def to_json(found: RunPlan) -> dict[str, Any]:
     result = {
         "fits": True,
         **step,
+        "hardware_flops": found.step.flops * found.step.num_devices,
         "mesh": found.mesh,
         "strategy": found.strategy,
         "global_batch_size": found.config.global_batch_size,
@@ -176,6 +186,8 @@ def _notes(found: RunPlan) -> list[str]:
             f"hardware FLOPs are without those of {step.library_calls} kernels that the compiler does not tell; the "
             "time of arithmetic is at least that of the model FLOPs."
         )
+    if found.config.remat == "offload":
+        notes.append("what remat offload sends to the host's memory and back is not counted, nor the time of it.")
     if step.flops_check is not None and not step.library_calls and not 0.9 < step.flops_check <= 1.001:
         notes.append(f"hardware FLOPs, loops once, are {step.flops_check:.3f} of the compiler's own count of them.")
     return notes
@@ -186,17 +198,29 @@ def _share(found: RunPlan, seconds: float) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def _settings(found: RunPlan) -> str:
-    return f"--set remat={found.config.remat} --set microbatch_size={found.config.microbatch_size}"
+def _changes(asked: TrainConfig, config: TrainConfig) -> dict[str, Any]:
+    """What a search put in the place of fields of the config that it was given; None: the field is to be left out."""
+    changed = {"remat": config.remat, "microbatch_size": config.microbatch_size or config.global_batch_size}
+    if config.sharding != asked.sharding:
+        changed["sharding"] = config.sharding
+        if asked.mesh is not None:
+            changed["mesh"] = None
+    return changed
 
 
-def _refused(topology: str, error: DoesNotFitError, other: RunPlan | None) -> dict[str, Any]:
+def _settings(asked: TrainConfig, found: RunPlan) -> str:
+    return " ".join(
+        f"--set {name}={'null' if value is None else value}" for name, value in _changes(asked, found.config).items()
+    )
+
+
+def _refused(topology: str, error: DoesNotFitError, changes: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "fits": False,
         "topology": topology,
         "needed": error.needed,
         "available": error.available,
-        "fits_with": other and {"remat": other.config.remat, "microbatch_size": other.config.microbatch_size},
+        "fits_with": changes,
     }
 
 
