@@ -235,7 +235,7 @@ class Pipeline:
         try:
             for epoch in range(self._position // length, (end - 1) // length + 1):
                 rows = by_epoch[epoch]
-                self._log.add((fault for row in rows for fault in self._faults(job, row)), num_samples=len(rows))
+                self._log.add(self._faults(job, rows), num_samples=len(rows))
                 if end >= (epoch + 1) * length:
                     self._log.end_epoch(f"epoch {epoch + 1}")
             samples = _BATCHES_JUDGED * self._global_batch_size
@@ -245,16 +245,19 @@ class Pipeline:
             self._log.restore(before)
             raise
 
-    def _faults(self, job: Job, row: int) -> Iterator[Fault]:
-        yield from job.faults[row]
-        sample = job.samples[row]
-        if sample is None or sample.key_is_path:
-            return
-        if not any(fault.lost for fault in job.faults[row]):  # or it is a replacement
+    def _faults(self, job: Job, rows: list[int]) -> list[Fault]:
+        """Returns what is wrong with rows of a batch, and whose keys came before."""
+        faults: list[Fault] = []
+        for row in rows:
+            sample, found = job.samples[row], job.faults[row]
+            faults += found
+            if sample is None or sample.key_is_path or any(fault.lost for fault in found):  # or a replacement
+                continue
             source, shard, number = sample.place
-            fault = self._keys.add(sample.key, self._paths[source][shard], number)
-            if fault is not None:
-                yield fault
+            again = self._keys.add(sample.key, self._paths[source][shard], number)
+            if again is not None:
+                faults.append(again)
+        return faults
 
     def _sum_up(self) -> None:
         """Judges the epoch that a training ends within."""
