@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class ClipData:
     def open(self, folder, state=None, *, repeat=False):
         from clip_data import DataConfig, Pipeline, SourceConfig
 
-        source = SourceConfig(format="tfrecord", shards=str(folder / "*.tfrecord"))
+        source = SourceConfig(format="tfrecord", shards=tuple(shards(folder, self)))
         options = {"num_epochs": None} if repeat else {"shuffle": False, "num_epochs": 1}
         config = DataConfig(sources=(source,), image_size=224, tokenizer=None, text_length=1, **options)
         self.pipeline = Pipeline(config, global_batch_size=BATCH)
@@ -70,7 +71,7 @@ class TfData:
             image = tf.image.resize(tf.io.decode_jpeg(parsed["jpg"], 3), (224, 224), "bicubic", antialias=True)
             return parsed["key"], (image / 255 - MEAN) / STD
 
-        data = tf.data.TFRecordDataset(sorted(map(str, folder.glob("*.tfrecord"))))
+        data = tf.data.TFRecordDataset(shards(folder, self))
         data = data.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
         data = (data.repeat() if repeat else data).batch(BATCH).prefetch(2)
         self.iterator = iter(data)
@@ -105,9 +106,7 @@ class WebDataset:
     def open(self, folder, state=None, *, repeat=False):
         import webdataset as wds
 
-        data = wds.WebDataset(
-            sorted(map(str, folder.glob("*.tar"))), shardshuffle=False, handler=wds.ignore_and_continue
-        )
+        data = wds.WebDataset(shards(folder, self), shardshuffle=False, handler=wds.ignore_and_continue)
         data = data.map(lambda sample: (sample["__key__"], with_pillow(sample["jpg"])), handler=wds.ignore_and_continue)
         yield from _batched(data.repeat() if repeat else data)
 
@@ -130,7 +129,7 @@ class Grain:
     def open(self, folder, state=None, *, repeat=False):
         import grain.python as pygrain
 
-        source = pygrain.ArrayRecordDataSource(sorted(map(str, folder.glob("*.array_record"))))
+        source = pygrain.ArrayRecordDataSource(shards(folder, self))
         data = pygrain.MapDataset.source(source).map(lambda record: (record[:8].decode(), with_pillow(record[8:])))
         options = pygrain.ReadOptions(num_threads=2)
         self.iterator = iter((data.repeat() if repeat else data).to_iter_dataset(options).batch(BATCH))
@@ -229,6 +228,11 @@ class Energon:
         return pickle.dumps(self.loader.save_state_rank())
 
 
+def shards(folder, peer):
+    """The shards by name, whether they are there or not."""
+    return [str(folder / f"{number:05d}.{peer.extension}") for number in range(NUM_SHARDS)]
+
+
 def _batched(pairs):
     keys, images = [], []
     for key, image in pairs:
@@ -278,6 +282,32 @@ def flip_byte(records, folder, peer):
     path.write_bytes(data)
 
 
+def flip_length(records, folder, peer):
+    """A byte of where a record begins or ends, after the first ten of its shard."""
+    path, row = _shard(folder, peer), VICTIM % NUM_RECORDS
+    data, at = bytearray(path.read_bytes()), 0
+    if peer.extension == "tar":
+        with tarfile.open(path) as file:
+            at = file.getmember(f"{VICTIM:08d}.jpg").offset + 130  # a digit of the size
+    elif peer.extension == "tfrecord":
+        for _ in range(row):
+            at += 16 + struct.unpack_from("<Q", data, at)[0]
+    elif peer.extension == "mds":
+        at = 4 + 4 * row + 1  # of the index of samples
+    else:
+        at = data.find(records[VICTIM][1][:200]) - 30  # in the header of the record's chunk
+    data[at] ^= 0x10 if peer.extension != "tar" else 0x01
+    path.write_bytes(data)
+
+
+def same_key(records, folder, peer):
+    records[VICTIM] = (records[VICTIM - 1][0], records[VICTIM][1])
+
+
+def missing(records, folder, peer):
+    _shard(folder, peer).unlink()
+
+
 def cut_short(records, folder, peer):
     path = _shard(folder, peer)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -296,8 +326,11 @@ FAULTS = {
     "empty picture": (empty_image, None),
     "bomb": (bomb, None),
     "flipped byte": (None, flip_byte),
+    "flipped length": (None, flip_length),
+    "key of the one before": (same_key, None),
     "cut shard": (None, cut_short),
     "empty shard": (None, empty),
+    "missing shard": (None, missing),
 }
 
 
@@ -346,14 +379,15 @@ def resume(peer, folder):
 
 def kept(peer, folder, fault):
     write(peer, folder, *FAULTS[fault])
-    keys, error = set(), ""
+    keys, error = Counter(), ""
     try:
         for names, _ in peer.open(folder):
             keys.update(names)
     except Exception as raised:  # what the table is about
         error = f", then {type(raised).__name__}"
     star = "*" if fault == "flipped byte" and f"{VICTIM:08d}" in keys else ""
-    return f"{len(keys)}{star}{error}"
+    num_kept = keys.total() if fault == "key of the one before" else len(keys)
+    return f"{num_kept}{star}{error}"
 
 
 PEERS_BY_TYPE = {kind: kind for kind in PEERS.values()}

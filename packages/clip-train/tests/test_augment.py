@@ -23,8 +23,8 @@ def pictures(num, height, width):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("shape", "size"), [((96, 120), (64, 64)), ((96, 120), (150, 40)), ((120, 120), (64, 64))])
 def test_resize_is_pillows(interpolation, shape, size):
-    images = pictures(4, *shape)
-    boxes = np.array([[0, 0, *shape], [10, 20, 71, 53], [50, 1, 20, 30], [3, 4, 40, 90]])
+    images = pictures(5, *shape)
+    boxes = np.array([[0, 0, *shape], [10, 20, 71, 53], [50, 1, 20, 30], [3, 4, 40, 90], [5, 5, 90, 80]])
     got = np.asarray(jax.jit(functools.partial(resize, size=size, interpolation=interpolation))(images, boxes))
     resampling = Image.Resampling[interpolation.upper()]
     for image, (top, left, height, width), ours in zip(images, boxes, got, strict=True):
