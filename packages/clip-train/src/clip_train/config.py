@@ -48,10 +48,11 @@ class ModelConfig:
         pretrained: weights to start from: a directory, a run's directory, or a name on the Hugging Face Hub.
         config: an architecture written out, randomly initialised; beside `preset` it is that one, written out in a
             run's resolved config. Beside `pretrained` it may have another image size, text length or projection, and
-            parts that `reinitialize` names.
+            parts that `reinitialize` names. `logit_scale_init` and `logit_bias_init`, left at their defaults, become
+            those that suit the loss and the batch.
         image_tower: with `pretrained`, weights from which the image tower is taken instead (LiT).
-        reinitialize: with `pretrained`, parts that are drawn anew, such as `"text"`, `"vision/map_head"`,
-            `"logit_scale"`.
+        reinitialize: with `pretrained`, parts that are drawn anew, such as `"text"`, `"vision/map_head"`, or
+            `"logit_bias"`, which then suits loss and batch.
     """
 
     preset: str | None = None
