@@ -96,6 +96,8 @@ class TrainDataConfig:
         augment: how training pictures vary; by default they do not.
         num_threads: that decode; by default one per core.
         max_bad_fraction: the share of an epoch's samples that may be unusable before the run stops.
+        repeat_first_batch: train on the first batch alone, again and again, to look for faults: whatever else is wrong
+            with the data, a sound model learns one batch by heart.
     """
 
     train: tuple[SourceConfig, ...]
@@ -115,6 +117,7 @@ class TrainDataConfig:
     augment: AugmentConfig = AugmentConfig()
     num_threads: int | None = None
     max_bad_fraction: float = 0.1
+    repeat_first_batch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty list of sources, and numbers outside their ranges."""

@@ -171,7 +171,12 @@ def train(
         if profile is not None:
             step = resources.enter_context(Trace(output.profile, profile, first_step=first_step)).of(step)
         batches = GlobalBatches(
-            pipeline, setup.mesh, teacher=setup.teacher(), first_step=first_step, remember=watch.remember
+            pipeline,
+            setup.mesh,
+            teacher=setup.teacher(),
+            first_step=first_step,
+            remember=watch.remember,
+            repeat_first=config.data.repeat_first_batch,
         )
 
         def save(step: int, state: TrainState) -> None:
@@ -286,8 +291,9 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
     if checkpoints.latest_step() is not None:
         with located("output_dir"):
             restored = checkpoints.restore(setup.abstract)
-        with located("data.train"):
-            pipeline.seek(restored.cursor)
+        if not setup.config.data.repeat_first_batch:
+            with located("data.train"):
+                pipeline.seek(restored.cursor)
         if restored.torn:
             torn = ", ".join(map(str, restored.torn))
             warn(console, f"The checkpoint of step {torn} is torn: it cannot be read, and was put aside.")
