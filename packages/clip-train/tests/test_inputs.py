@@ -106,6 +106,10 @@ def test_a_model_of_patches_trains_and_is_evaluated(wide):
             state, metrics = step(state, batch)
             assert np.isfinite(float(metrics["loss"]))
             assert float(metrics["grad_norm"]) > 0
+        repeated = GlobalBatches(pipeline, mesh, repeat_first=True)
+        first, position = next(repeated), pipeline.cursor()["position"]
+        jax.tree.map(np.testing.assert_array_equal, next(repeated), first)
+        assert repeated.cursor(2)["position"] == position
     assert sorted(shapes) == [(8, 6, 192), (8, 12, 192)]
     result = evaluate(config.evaluation[0], Encoders(setup.model, mesh), state.params, setup.data, setup.tokenizer)
     assert result.num_samples == 12

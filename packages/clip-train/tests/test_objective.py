@@ -8,9 +8,12 @@ import optax
 import pytest
 
 import clip_losses
-from clip_models import ClipConfig, DecoderConfig, TextConfig, VisionConfig, caption_logits, init
-from clip_sharding import MeshConfig, make_mesh, to_global
+from clip_models import ClipConfig, DecoderConfig, TextConfig, VisionConfig, caption_logits, init, logical_axes
+from clip_sharding import MeshConfig, make_mesh, shardings, strategy, to_global
+from clip_train.accumulate import accumulated_value_and_grad
+from clip_train.augment import AugmentConfig
 from clip_train.distill import distillation_loss
+from clip_train.microbatches import join_rows, split_rows
 from clip_train.objective import DistillationConfig, LossConfig, clip_objective, first_logits, loss_kind
 from clip_train.state import TrainState
 from clip_train.step import make_step
@@ -90,6 +93,35 @@ def test_sums_of_losses_and_captions_alone_accumulate_exactly(batch, losses):
     assert total == pytest.approx(float(metrics["loss"]), rel=1e-6)
 
 
+def test_accumulation_replays_dropout_and_is_exact_over_sharded_weights(batch):
+    model = replace(
+        SIGLIP,
+        vision=replace(VISION, dropout=0.3, drop_path=0.2, patch_dropout=0.25),
+        text=replace(TEXT, dropout=0.3),
+    )
+    params, key, num = params_of(model), jax.random.key(3), 4
+
+    def apart(params, batch):
+        """The loss of all rows, each encoded with its microbatch's key: no scan, one device."""
+        objective = clip_objective(model, LossConfig(kind="sigmoid"))
+        parts, keys = jax.tree.map(lambda rows: split_rows(rows, num), batch), jax.random.split(key, num)
+        embeds = [objective.encode(params, jax.tree.map(lambda rows, i=i: rows[i], parts), keys[i]) for i in range(num)]
+        return objective.loss(jax.tree.map(lambda *rows: join_rows(jnp.stack(rows)), *embeds), params)
+
+    mesh, rules = make_mesh(MeshConfig(data=1, fsdp=2, model=2), jax.devices()[:4]), strategy("fsdp+tensor")
+    placed = jax.device_put(params, shardings(rules, mesh, logical_axes(model), params))
+    objective = clip_objective(model, LossConfig(kind="sigmoid"), mesh, AugmentConfig(), rules=rules)
+    (loss, _), grads = compiled(
+        lambda params, batch: accumulated_value_and_grad(objective, num, params, batch, key),
+        placed,
+        to_global(batch, mesh),
+    )
+    (expected, _), whole = compiled(jax.value_and_grad(apart, has_aux=True), params, batch)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    difference = optax.tree.norm(jax.tree.map(np.subtract, jax.tree.map(np.asarray, grads), whole))
+    assert difference < 1e-5 * optax.tree.norm(whole)
+
+
 def test_activations_are_those_of_one_microbatch():
     """By what XLA sets aside: four microbatches of 16 take what one batch of 16 does, and 64 at once far more."""
 
@@ -138,11 +170,11 @@ def test_a_loss_belongs_to_its_model():
 
 
 def test_scale_and_bias_begin_as_the_loss_wants_them():
-    kept = first_logits(SIGLIP, "sigmoid", 256, begins_anew=False)
+    kept = first_logits(SIGLIP, "sigmoid", 256, anew=())
     assert kept.logit_bias_init == SIGLIP.logit_bias_init
-    anew = first_logits(SIGLIP, "sigmoid", 256, begins_anew=True)
+    anew = first_logits(SIGLIP, "sigmoid", 256, anew=("logit_bias",))
     assert jax.nn.sigmoid(anew.logit_bias_init) == pytest.approx(1 / 256)
-    forced = first_logits(SIGLIP, "softmax", 256, begins_anew=False)
+    forced = first_logits(SIGLIP, "softmax", 256, anew=())
     assert forced.logit_bias_init is None
     assert np.exp(forced.logit_scale_init) == pytest.approx(1 / 0.07)
 

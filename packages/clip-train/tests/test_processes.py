@@ -73,7 +73,7 @@ def samples(mesh):
             yield pipeline
 
 
-def train(directory, num_steps, each_step=lambda step, state: None):
+def train(directory, num_steps, each_step=lambda step, stop: None):
     """Fit a line, its weights divided over all devices, from where the directory's checkpoint is.
 
     Save at every fifth step and at the end. Beside what is learnt from, pictures are read.
@@ -112,7 +112,7 @@ def train(directory, num_steps, each_step=lambda step, state: None):
             log=losses,
             first_step=first_step,
             events=[
-                Event(each_step, every_steps=1),
+                Event(lambda step, state: each_step(step, stop), every_steps=1),
                 Event(lambda step, state: None, every_seconds=0.01),
                 Event(lambda step, state: checkpoints.save(step, state, pipeline.cursor()), every_steps=5),
             ],
@@ -159,16 +159,20 @@ def check_continued(place, losses, fresh):
     return more[0][0] - 1
 
 
-def test_two_processes_stop_together_and_another_number_of_them_continues(tmp_path):
-    both = start_two(tmp_path / "two")
-    wait_for("step 3", both[0])
+@pytest.mark.parametrize("where", ["step 3", "evaluating"])
+def test_two_processes_stop_together_and_another_number_of_them_continues(tmp_path, where):
+    both = start_two(tmp_path / "two", where)
+    wait_for(where, both[0])
     both[1].send_signal(signal.SIGTERM)
     (printed, error), _ = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [143, 143], error
     losses = [tuple(pair) for pair in json.loads(printed.splitlines()[-1])]
     stopped = losses[-1][0]
     assert str(stopped) in os.listdir(tmp_path / "two")
-    assert check_continued(tmp_path / "two", losses, tmp_path / "one") == stopped
+    if where == "evaluating":
+        assert stopped == 4
+    else:
+        assert check_continued(tmp_path / "two", losses, tmp_path / "one") == stopped
 
 
 def test_a_process_that_is_asked_to_end_before_it_trains_does(tmp_path):
@@ -257,14 +261,17 @@ def test_a_process_that_fails_alone_tells_why_and_waits_for_nobody(monkeypatch, 
 
 
 def main():
-    directory, port, process_id, *waits = sys.argv[1:]
+    directory, port, process_id, *more = sys.argv[1:]
     start_processes(f"127.0.0.1:{port}", int(process_id), 2)
     sys.stdout.write("joined\n")
-    if waits:
+    if "and wait" in more:
         time.sleep(600)
 
-    def each_step(step, state):
+    def each_step(step, stop):
         sys.stdout.write(f"step {step}\n")
+        for _ in stop.between(range(10**6)) if "evaluating" in more and step == 4 else ():
+            sys.stdout.write("evaluating\n")
+            time.sleep(0.1)
         time.sleep(0.1)
 
     losses, _, number = train(directory, 10**6, each_step)

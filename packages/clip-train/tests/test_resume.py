@@ -18,10 +18,10 @@ from clip_train import TrainConfig, load_run
 from clip_train.checkpoint import Checkpoints
 from clip_train.cli import main
 from clip_train.config import ModelConfig, TrainDataConfig
+from clip_train.continuation import tell_changes
 from clip_train.jsonl import read_jsonl
 from clip_train.lease import Lease
 from clip_train.optimizers import ScheduleConfig
-from clip_train.run import tell_changes
 
 EVALUATION = {
     "name": "pairs",
@@ -215,7 +215,10 @@ def test_a_longer_run_has_another_schedule_which_is_told():
 
 def test_a_run_of_which_nothing_was_saved_may_be_started_with_another_config(config, copied, whole):
     forget(copied, 2, 4, 6)
+    (copied / "wandb").mkdir()
+    (copied / "wandb" / "run_id").touch()
     assert go(config, copied, "data.seed=1") == 0
+    assert not (copied / "wandb" / "run_id").exists()
     rows = rows_of(copied)
     assert [row["step"] for row in rows] == list(range(7))
     assert rows[1]["loss"] != rows_of(whole)[1]["loss"]

@@ -27,6 +27,7 @@ class GlobalBatches:
         teacher: to learn from.
         first_step: updates already made.
         remember: told of each step and the keys of its batch.
+        repeat_first: give the first batch again and again.
     """
 
     def __init__(
@@ -37,15 +38,20 @@ class GlobalBatches:
         teacher: TaughtBatches | None = None,
         first_step: int = 0,
         remember: Callable[[int, Sequence[str]], None] | None = None,
+        repeat_first: bool = False,
     ) -> None:
         self._pipeline, self._mesh, self._teacher, self._remember = pipeline, mesh, teacher, remember
         self._step, self._cursors = first_step, Cursors(pipeline.cursor)
+        self._repeats = repeat_first
+        self._first: Batch | None = None
 
     def __iter__(self) -> GlobalBatches:
         return self
 
     def __next__(self) -> dict[str, jax.Array]:
-        batch = next(self._pipeline)
+        batch = next(self._pipeline) if self._first is None else self._first
+        if self._repeats:
+            self._first = batch
         step = self._step + 1
         if self._remember is not None:
             self._remember(step, batch.key)

@@ -48,10 +48,11 @@ class ModelConfig:
         pretrained: weights to start from: a directory, a run's directory, or a name on the Hugging Face Hub.
         config: an architecture written out, randomly initialised; beside `preset` it is that one, written out in a
             run's resolved config. Beside `pretrained` it may have another image size, text length or projection, and
-            parts that `reinitialize` names.
+            parts that `reinitialize` names. `logit_scale_init` and `logit_bias_init`, left at their defaults, become
+            those that suit the loss and the batch.
         image_tower: with `pretrained`, weights from which the image tower is taken instead (LiT).
-        reinitialize: with `pretrained`, parts that are drawn anew, such as `"text"`, `"vision/map_head"`,
-            `"logit_scale"`.
+        reinitialize: with `pretrained`, parts that are drawn anew, such as `"text"`, `"vision/map_head"`, or
+            `"logit_bias"`, which then suits loss and batch.
     """
 
     preset: str | None = None
@@ -95,6 +96,8 @@ class TrainDataConfig:
         augment: how training pictures vary; by default they do not.
         num_threads: that decode; by default one per core.
         max_bad_fraction: the share of an epoch's samples that may be unusable before the run stops.
+        repeat_first_batch: train on the first batch alone, again and again, to look for faults: whatever else is wrong
+            with the data, a sound model learns one batch by heart.
     """
 
     train: tuple[SourceConfig, ...]
@@ -114,6 +117,7 @@ class TrainDataConfig:
     augment: AugmentConfig = AugmentConfig()
     num_threads: int | None = None
     max_bad_fraction: float = 0.1
+    repeat_first_batch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty list of sources, and numbers outside their ranges."""

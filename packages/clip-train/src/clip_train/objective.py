@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import jax
@@ -172,7 +172,11 @@ def loss_kind(config: LossConfig, model: ClipConfig) -> Kind:
     return kind
 
 
-def first_logits(model: ClipConfig, kind: Kind, global_batch_size: int, *, begins_anew: bool) -> ClipConfig:
+LOGITS = ("logit_scale", "logit_bias")
+"""The parameters by which similarities become logits."""
+
+
+def first_logits(model: ClipConfig, kind: Kind, global_batch_size: int, *, anew: Collection[str]) -> ClipConfig:
     """The model with the first logit scale and bias that suit a loss.
 
     Softmax begins as CLIP, at a scale of 1 / 0.07. Sigmoid begins as SigLIP, at a scale of 10; its bias makes a pair
@@ -182,16 +186,23 @@ def first_logits(model: ClipConfig, kind: Kind, global_batch_size: int, *, begin
         model: whose values are kept, unless
         kind: is a loss that it was not made for, or
         global_batch_size: n
-        begins_anew: is of a training from scratch.
+        anew: names them, of `LOGITS`.
     """
-    is_other = (model.logit_bias_init is None) != (kind == "softmax")
-    if kind == "caption" or not (begins_anew or is_other):
+    if kind == "caption":
         return model
+    if (model.logit_bias_init is None) != (kind == "softmax"):
+        anew = LOGITS
     if kind == "softmax":
-        return dataclasses.replace(model, logit_scale_init=math.log(1 / 0.07), logit_bias_init=None)
-    return dataclasses.replace(
-        model, logit_scale_init=math.log(10), logit_bias_init=-math.log(max(global_batch_size - 1, 1))
-    )
+        first = {"logit_scale": math.log(1 / 0.07), "logit_bias": None}
+    else:
+        first = {"logit_scale": math.log(10), "logit_bias": -math.log(max(global_batch_size - 1, 1))}
+    return dataclasses.replace(model, **{f"{name}_init": first[name] for name in LOGITS if name in anew})
+
+
+def unchosen_logits(model: ClipConfig) -> tuple[str, ...]:
+    """Which of `LOGITS` begin at a value that nobody chose: the default of a model that is written out."""
+    defaults = {field.name: field.default for field in dataclasses.fields(ClipConfig)}
+    return tuple(name for name in LOGITS if getattr(model, f"{name}_init") == defaults[f"{name}_init"])
 
 
 def clip_objective(

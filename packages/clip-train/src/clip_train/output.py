@@ -213,6 +213,13 @@ class Output:
             write_json(self.config, config)
             self.publish()
 
+    def forget_wandb(self) -> None:
+        """Have what follows be another run at Weights & Biases: it is one, and nothing was saved of that before."""
+        kept = self.root / "wandb" / "run_id"
+        kept.unlink(missing_ok=True)
+        if self.in_bucket:
+            delete_object(self.name(kept))
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved config and the environment; what was finished before is no longer."""
         self.root.mkdir(parents=True, exist_ok=True)

@@ -289,6 +289,7 @@ def make_program(config: TrainConfig, origin: Origin, where: Place, *, samples_p
             num_steps=num_steps,
             offset_steps=steps(schedule.offset),
             timescale_steps=None if schedule.timescale is None else steps(schedule.timescale),
+            staircase_steps=1 if schedule.staircase is None else steps(schedule.staircase),
             cooldown_steps=steps(schedule.cooldown),
         )
     axes = logical_axes(model)

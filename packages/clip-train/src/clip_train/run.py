@@ -17,8 +17,9 @@ from clip_sharding import exchange
 from clip_train.batches import GlobalBatches
 from clip_train.checkpoint import Checkpoints
 from clip_train.config import TrainConfig
-from clip_train.config_changes import check_alike, in_words, rounding_changes
-from clip_train.config_file import ConfigError, config_to_json, located, parse_config
+from clip_train.config_changes import check_alike, differences
+from clip_train.config_file import ConfigError, config_to_json, located
+from clip_train.continuation import check_length, claim, tell_changes, undone
 from clip_train.evaluate import Encoders, EvaluationConfig, Result, evaluate
 from clip_train.faults import explained_faults, explained_writes
 from clip_train.jsonl import Jsonl, iterate_jsonl
@@ -137,6 +138,8 @@ def train(
             say(f"--profile: steps {profile.first} to {profile.last} are done: this start traces none.")
         with together(), located("output_dir"):
             if is_first():
+                if first_step == 0 and differences(before, resolved):
+                    output.forget_wandb()
                 output.write_config(resolved)
         watch = make_watch(setup, output, console, first_step)
         with together():
@@ -171,7 +174,12 @@ def train(
         if profile is not None:
             step = resources.enter_context(Trace(output.profile, profile, first_step=first_step)).of(step)
         batches = GlobalBatches(
-            pipeline, setup.mesh, teacher=setup.teacher(), first_step=first_step, remember=watch.remember
+            pipeline,
+            setup.mesh,
+            teacher=setup.teacher(),
+            first_step=first_step,
+            remember=watch.remember,
+            repeat_first=config.data.repeat_first_batch,
         )
 
         def save(step: int, state: TrainState) -> None:
@@ -232,62 +240,15 @@ def train(
     return 0
 
 
-def claim(output: Output, resolved: dict[str, Any]) -> bool:
-    """Make sure that the run's directory is empty or this run's; another's of which nothing was saved is none.
-
-    Returns:
-        Whether it is this run's already.
-
-    Raises:
-        ConfigError: it holds something else.
-    """
-
-    def complete(config: dict[str, Any]) -> dict[str, Any]:
-        return config_to_json(parse_config(TrainConfig, config))
-
-    return output.claim(resolved, complete=complete, is_free=not output.has_steps())
-
-
-def check_length(setup: Setup, checkpoints: Checkpoints) -> None:
-    """Refuse a run that is to be shorter than it is.
-
-    Raises:
-        ConfigError: it has made more steps than the config asks for.
-    """
-    made = checkpoints.latest_step() or 0
-    if made > setup.num_steps:
-        raise ConfigError(
-            f"train_samples: {setup.config.train_samples} are {setup.num_steps} steps, and this run has made {made}: "
-            f"give at least {made * setup.config.global_batch_size}, or another output_dir"
-        )
-
-
-def tell_changes(before: dict[str, Any], resolved: dict[str, Any], setup: Setup, say: Say) -> None:
-    """Say what of a config that has changed since the last start changes the run that continues."""
-    if changes := rounding_changes(before, resolved):
-        say(
-            "this is computed in another way from here on:\n"
-            f"{in_words(changes, 'before', 'now')}\n"
-            "Sums are rounded otherwise, and dropout and augmentation draw other numbers."
-        )
-    was, now, schedule = before["train_samples"], resolved["train_samples"], setup.config.schedule
-    lengths = (schedule.warmup, schedule.offset, schedule.timescale, schedule.cooldown)
-    spans = schedule.decay in ("cosine", "linear", "exponential") or any("%" in str(length) for length in lengths)
-    if was != now and (spans or schedule.cooldown):
-        say(
-            f"train_samples was {was} and is {now}: from here on the learning rate is that of a run of "
-            f"{setup.num_steps} steps, over which decay, cooldown and lengths in % go."
-        )
-
-
 def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: Console) -> tuple[TrainState, int]:
     """The state to begin with: the newest checkpoint's, or a first one; the pipeline is moved to match."""
     branch = setup.config.branch
     if checkpoints.latest_step() is not None:
         with located("output_dir"):
             restored = checkpoints.restore(setup.abstract)
-        with located("data.train"):
-            pipeline.seek(restored.cursor)
+        if not setup.config.data.repeat_first_batch:
+            with located("data.train"):
+                pipeline.seek(restored.cursor)
         if restored.torn:
             torn = ", ".join(map(str, restored.torn))
             warn(console, f"The checkpoint of step {torn} is torn: it cannot be read, and was put aside.")
@@ -305,28 +266,6 @@ def start(setup: Setup, checkpoints: Checkpoints, pipeline: Pipeline, console: C
         return state_from_params(setup.origin.load(placements), setup.tx, setup.abstract), 0
     make = functools.partial(init, setup.model, jax.random.key(setup.config.seed))
     return create_state(make, setup.tx, setup.abstract), 0
-
-
-def undone(setup: Setup, first_step: int, metrics: Jsonl | None) -> list[EvaluationConfig]:
-    """The evaluations that are due before the next step: at the start of the run, or where it was stopped in them.
-
-    Args:
-        setup: of the run.
-        first_step: updates already made.
-        metrics: in the first process, the file that says which were made.
-    """
-    made = {} if metrics is None or metrics.was_cut_off else metrics.last
-    found: list[int] = []
-    for i, evaluation in enumerate(setup.config.evaluation):
-        if first_step == 0:
-            # A probe is trained each time: it is measured before the run only where it is measured along it.
-            is_due = evaluation.every is not None or evaluation.task != "linear_probe"
-        else:
-            is_due = evaluation.every is not None and first_step % setup.steps(evaluation.every) == 0
-            is_due = is_due and first_step < setup.num_steps
-        is_made = made.get("step") == first_step and any(name.startswith(f"{evaluation.name}/") for name in made)
-        found += [i] if is_due and not is_made else []
-    return [setup.config.evaluation[i] for i in exchange(found)[0]]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Collection
 
 import jax
 
@@ -12,12 +13,12 @@ from clip_data import DataConfig, Pipeline, Tokenizer
 from clip_models import ClipConfig
 from clip_sharding import batch_readers, gather_items
 from clip_train.agreement import sum_counts
-from clip_train.config import TrainConfig
+from clip_train.config import ModelConfig, TrainConfig
 from clip_train.config_file import ConfigError, located
 from clip_train.evaluate import Encoders, check_evaluation
 from clip_train.host import accelerators
 from clip_train.inputs import data_config, image_tower, text_config
-from clip_train.objective import first_logits, loss_kind
+from clip_train.objective import LOGITS, first_logits, loss_kind, unchosen_logits
 from clip_train.optimizers import Length, to_steps
 from clip_train.program import LEARNING_RATE_FROM_SCRATCH, Program, make_program, place
 from clip_train.teacher import check_teacher
@@ -82,8 +83,7 @@ def resolve(config: TrainConfig, *, platform: str | None = None) -> tuple[TrainC
     model = dataclasses.replace(model, compute=dataclasses.replace(model.compute, dtype=precision, remat=config.remat))
     with located("loss"):
         kind = loss_kind(config.loss, model)
-        begins_anew = origin.load is None and config.model.config is None
-        model = first_logits(model, kind, config.global_batch_size, begins_anew=begins_anew)
+        model = first_logits(model, kind, config.global_batch_size, anew=_logits_anew(config.model, origin))
     with located("model"):
         origin = dataclasses.replace(origin, config=model)
         origin = adapt(origin, reinitialize=config.model.reinitialize, seed=config.seed)
@@ -104,6 +104,13 @@ def resolve(config: TrainConfig, *, platform: str | None = None) -> tuple[TrainC
         precision=precision,
     )
     return resolved, origin
+
+
+def _logits_anew(config: ModelConfig, origin: Origin) -> Collection[str]:
+    """The logit scale and bias that begin as loss and batch want them: from scratch, or where they are drawn anew."""
+    if origin.load is not None:
+        return [name for name in LOGITS if name in config.reinitialize]
+    return LOGITS if config.config is None else unchosen_logits(config.config)
 
 
 def prepare(config: TrainConfig, origin: Origin) -> Setup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +122,12 @@ def _loss(setup: Setup) -> str:
         columns = loss.distillation.columns
         teacher = f"{columns.image} and {columns.text} of the records" if columns else loss.distillation.teacher
         parts.append((loss.distillation.weight, f"distillation from {teacher}"))
-    return " + ".join(name if weight == 1 else f"{weight:g} × {name}" for weight, name in parts if weight)
+    text = " + ".join(name if weight == 1 else f"{weight:g} × {name}" for weight, name in parts if weight)
+    model = setup.model
+    if setup.origin.load is not None or loss.kind == "caption":
+        return text
+    bias = "" if model.logit_bias_init is None else f", bias {model.logit_bias_init:.3g}"
+    return f"{text}; first logit scale {math.exp(model.logit_scale_init):.3g}{bias}"
 
 
 def _spec(spec: PartitionSpec) -> str:

@@ -195,6 +195,15 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest_to_adamw():
     jax.tree.map(np.testing.assert_array_equal, updates, adamw)
 
 
+def test_muons_matrices_may_have_a_rate_of_their_own():
+    grads = jax.tree.map(lambda p: np.float32(np.random.default_rng(1).normal(size=p.shape)), init())
+    same, _ = updates_of(MuonConfig(), grads)
+    tenfold, _ = updates_of(MuonConfig(matrix_learning_rate_scale=10.0), grads)
+    kernels = [updates["vision"]["blocks"].pop("kernel") for updates in (same, tenfold)]
+    np.testing.assert_allclose(kernels[1], 10 * kernels[0], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, same, tenfold)
+
+
 def test_the_scale_is_clamped_only_where_asked():
     grads = jax.tree.map(lambda p: -np.ones_like(p), init())
     for limit, expected in ((None, 1.0), (1.1, np.log(1.1) - init()["logit_scale"])):

@@ -86,7 +86,8 @@ def test_updates_follow_the_published_implementation(name, recorded):
         np.testing.assert_allclose(norms, 1, atol=0.001)
 
 
-def test_layers_that_are_stacked_move_as_if_they_were_apart_and_devices_change_nothing():
+@pytest.mark.parametrize("shard_over", [("data",), ("model",), ("data", "model")])
+def test_layers_that_are_stacked_move_as_if_they_were_apart_and_devices_change_nothing(shard_over):
     layers = (
         np.random.default_rng(0).normal(size=(4, 3, 6, 5)).astype(np.float32) * np.array([1, 10, 0.1])[:, None, None]
     )
@@ -100,14 +101,14 @@ def test_layers_that_are_stacked_move_as_if_they_were_apart_and_devices_change_n
     }
     stacked, state = steps(
         distributed_shampoo(
-            1.0, **options, is_stacked=lambda name: name == "blocks/kernel", mesh=mesh, shard_over=("data", "model")
+            1.0, **options, is_stacked=lambda name: name == "blocks/kernel", mesh=mesh, shard_over=shard_over
         ),
         {"blocks": {"kernel": layers}},
     )
     apart, _ = steps(distributed_shampoo(1.0, **options), {str(i): layers[:, i] for i in range(3)})
     for i in range(3):
         np.testing.assert_allclose(stacked["blocks"]["kernel"][:, i], apart[str(i)], atol=1e-5)
-    spread = NamedSharding(mesh, PartitionSpec(("data", "model")))
+    spread = NamedSharding(mesh, PartitionSpec(shard_over))
     for array in jax.tree.leaves(state[0].blocks):
         assert array.sharding.is_equivalent_to(spread, array.ndim)
 

@@ -12,7 +12,7 @@ from clip_train.probe import ProbeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """One evaluation, run at the end and on the way if `every` says so.
+    """One evaluation, run before the first step, at the end, and on the way if `every` says so.
 
     Attributes:
         name: what its results are called.
@@ -21,7 +21,8 @@ class EvaluationConfig:
         data: where the samples are; classification and probe need labels, retrieval captions.
         train: where the probe learns; `None` for the other tasks.
         validation: where the probe's weight decay is chosen; without it there is none.
-        every: how much training between two evaluations; `None` is at the end only.
+        every: how much training between two evaluations; `None` is before and after it only, and of a probe, which is
+            trained each time, after it only.
         classnames: a file with one name per line, the names, or a standard data set such as `imagenet1k`; by default
             `classnames.txt` beside the shards or in the folder above, also in a bucket, as CLIP_benchmark lays it out.
         templates: likewise the prompts, each with `{c}` for the name, or for each class its own prompts, also in a JSON

@@ -35,7 +35,7 @@ class DistributedShampooConfig(OptimizerConfig):
         skip_preconditioning_dim_above: parameters with a longer dim follow the grafted optimizer.
         skip_preconditioning_rank_below: and those with fewer dims, not counting that of layers.
         failure_threshold: a root with a larger error is not used; the last good one stays.
-        root_method: `newton` as published, or `eigh`, exact and faster on CPUs.
+        root_method: `newton` as published, or `eigh`, faster on CPUs and a little less exact.
         shard_over: the mesh axes whose devices share out blocks and roots.
 
     References:

@@ -67,7 +67,7 @@ def make_optimizer(
         _direction(config, options, mesh, decay),
         optax.identity() if _coupled(config) else decay,
         optax.stateless(
-            lambda updates, _: jax.tree.map(lambda u, by: u * by, updates, options.learning_rate_scales(updates))
+            lambda updates, _: map_named(lambda _, u, by: u * by, updates, _scales(config, options, updates))
         ),
         optax.scale_by_learning_rate(learning_rate),
         optax.identity() if config.max_logit_scale is None else _clamp(config.max_logit_scale),
@@ -86,6 +86,15 @@ def _direction(
         case DistributedShampooConfig():
             return config.direction(is_stacked=options.stacked, mesh=mesh, decay=decay)
     raise ValueError(f"an optimizer's config is one of the kinds in clip_train.optimizers; got {config!r}")
+
+
+def _scales(config: OptimizerConfig, options: ParameterOptions, updates: Any) -> Any:
+    """Each parameter's multiple of the learning rate."""
+    scales = options.learning_rate_scales(updates)
+    if not isinstance(config, MuonConfig):
+        return scales
+    of_matrices = config.matrix_learning_rate_scale
+    return map_named(lambda name, u, by: by * of_matrices if options.hidden_matrix(name, u) else by, updates, scales)
 
 
 def _coupled(config: OptimizerConfig) -> bool:

@@ -19,7 +19,8 @@ from clip_train.optimizers.options import OptimizerConfig, check_fractions
 class MuonConfig(OptimizerConfig):
     """Muon's numbers, besides what every optimizer has.
 
-    Muon's updates are scaled to the root mean square of AdamW's, so that one learning rate and one decay serve both.
+    Muon's updates are scaled to the root mean square of AdamW's, so that one learning rate and one decay serve both;
+    `matrix_learning_rate_scale` gives the matrices another.
 
     Attributes:
         kind: `"muon"`.
@@ -27,6 +28,7 @@ class MuonConfig(OptimizerConfig):
         nesterov: look ahead along it.
         num_iterations: of Newton–Schulz.
         update_rms: root mean square of Muon's update before the learning rate.
+        matrix_learning_rate_scale: times the learning rate, for the matrices that are Muon's; their decay goes with it.
         beta1: AdamW's.
         beta2: AdamW's.
         epsilon: AdamW's.
@@ -41,6 +43,7 @@ class MuonConfig(OptimizerConfig):
     nesterov: bool = True
     num_iterations: int = 5
     update_rms: float = 0.2
+    matrix_learning_rate_scale: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -49,7 +52,7 @@ class MuonConfig(OptimizerConfig):
         """Refuse numbers outside their ranges."""
         super().__post_init__()
         check_fractions(self, "momentum", "beta1", "beta2")
-        for name in ("num_iterations", "update_rms", "epsilon"):
+        for name in ("num_iterations", "update_rms", "matrix_learning_rate_scale", "epsilon"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"{name} is above 0; got {value}")
 

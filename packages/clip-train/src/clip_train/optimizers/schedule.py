@@ -95,6 +95,7 @@ class ScheduleConfig:
             last step before the cooldown; `rsqrt` falls as 1 / √(1 + t / `timescale`); `constant` stays.
         end_fraction: of the peak; `exponential` needs it above 0.
         timescale: of `rsqrt`; by default the warm-up.
+        staircase: how long each value of the decay is kept; by default it falls at every step.
         cooldown: how long the way down to zero takes, at the end.
     """
 
@@ -103,14 +104,16 @@ class ScheduleConfig:
     decay: Literal["cosine", "linear", "exponential", "rsqrt", "constant"] = "cosine"
     end_fraction: float = 0.0
     timescale: Length | None = None
+    staircase: Length | None = None
     cooldown: Length = 0
 
     def __post_init__(self) -> None:
         """Refuse what is no length, and fractions outside [0, 1]."""
         for name in ("offset", "warmup", "cooldown"):
             check_length(getattr(self, name), name)
-        if self.timescale is not None:
-            check_length(self.timescale, "timescale")
+        for name in ("timescale", "staircase"):
+            if (length := getattr(self, name)) is not None:
+                check_length(length, name)
         if not 0 <= self.end_fraction <= 1:
             raise ValueError(f"end_fraction is between 0 and 1; got {self.end_fraction}")
         if self.decay == "exponential" and self.end_fraction == 0:
@@ -125,6 +128,7 @@ def make_schedule(
     num_steps: int,
     offset_steps: int = 0,
     timescale_steps: int | None = None,
+    staircase_steps: int = 1,
     cooldown_steps: int = 0,
 ) -> optax.Schedule:
     """The learning rate as a function of the number of updates made so far.
@@ -136,6 +140,7 @@ def make_schedule(
         num_steps: updates in all.
         offset_steps: updates before the warm-up.
         timescale_steps: of `rsqrt`; by default the warm-up.
+        staircase_steps: updates for which each value of the decay is kept.
         cooldown_steps: the last updates.
 
     Raises:
@@ -151,13 +156,17 @@ def make_schedule(
     if config.decay == "rsqrt" and timescale == 0:
         raise ValueError("timescale of a decay rsqrt is the warm-up, and there is none; set schedule.timescale")
     end, after = peak * config.end_fraction, max(num_steps - before - cooldown_steps, 1)
-    decay: optax.Schedule = {
+    smooth: optax.Schedule = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, after, config.end_fraction),
         "linear": lambda: optax.linear_schedule(peak, end, after),
         "exponential": lambda: optax.exponential_decay(peak, after, config.end_fraction, end_value=end),
         "rsqrt": lambda: lambda count: peak * jax.lax.rsqrt(1 + jnp.asarray(count, jnp.float32) / timescale),
         "constant": lambda: optax.constant_schedule(peak),
     }[config.decay]()
+
+    def decay(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        return smooth(jnp.asarray(count) // max(staircase_steps, 1) * max(staircase_steps, 1))
+
     parts, boundaries = [], []
     if offset_steps:
         parts, boundaries = [optax.constant_schedule(0.0)], [offset_steps]
