@@ -2,9 +2,9 @@
 
 Every run here is the example's own command for a few steps, on two CPU devices a process:
 
-- two and four processes follow the losses and results of one,
+- two and four processes follow the losses and results of one, write the same files, and one of them speaks,
 - a run that two began continues with four and then with one, and follows them too,
-- one that gets SIGTERM stops all, one that is killed or halted ends all within a bounded time.
+- one that gets SIGTERM stops all, one that is killed or halted ends all within a bounded time, with the reason.
 
     python scripts/prove_processes.py
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from clip_sharding.processes import HEARTBEAT_SECONDS
+
+# What jax says of a process that is gone, and its collectives of a connection.
+REASON = re.compile(r"another task died|heartbeat|[Cc]onnection (closed|reset)|Timed out")
 CONFIG = Path(__file__).resolve().parent.parent / "examples" / "digits" / "config.json"
 STEPS = 24
 # The schedule is that of the whole run, wherever it is stopped.
@@ -52,6 +57,12 @@ def rows(output: Path) -> list[dict[str, float]]:
 
 def losses(output: Path) -> list[float]:
     return [row["loss"] for row in rows(output) if "loss" in row]
+
+
+def said(output: Path, process_id: int) -> list[str]:
+    """What a process printed, without the lines of the CPU's collectives."""
+    lines = output.with_name(f"{output.name}-{process_id}.log").read_text().splitlines()
+    return [line for line in lines if line.strip() and "[Gloo]" not in line]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[int]:
@@ -104,6 +115,9 @@ def main() -> None:
             print(f"  losses within {difference:.1e} of one process's, results within {worst:.1e}", flush=True)
             files = sorted(path.name for path in (folder / str(count)).iterdir())
             assert files == sorted(path.name for path in (folder / "1").iterdir())
+            assert [row["step"] for row in rows(folder / str(count)) if "loss" in row] == list(range(1, STEPS + 1))
+            others = [line for i in range(1, count) for line in said(folder / str(count), i)]
+            assert not others, others
     elastic = folder / "elastic"
     print("2 processes, then 4, then 1:", flush=True)
     stopped(elastic, 2, 6)
@@ -121,11 +135,13 @@ def main() -> None:
         processes[victim].send_signal(number)
         began = time.monotonic()
         code = processes[1 - victim].wait(timeout=600)
+        seconds = time.monotonic() - began
         processes[victim].kill()
         processes[victim].wait()
-        print(
-            f"process {victim} {what}: the other exits with {code} after {time.monotonic() - began:.0f} s", flush=True
-        )
+        reason = next(line for line in said(output, 1 - victim) if REASON.search(line))
+        print(f"process {victim} {what}: the other exits with {code} after {seconds:.0f} s: {reason[:160]}", flush=True)
+        assert code != 0
+        assert seconds < 2 * HEARTBEAT_SECONDS
 
 
 if __name__ == "__main__":

@@ -170,7 +170,8 @@ def test_kernels_that_do_not_tell_do_no_less_than_the_model_asks_for(config, com
     assert whole.step.roofline == FOR_ONE.roofline
     # The same model, though the kernel that it names cannot be traced here.
     says[1] = dataclasses.replace(FOR_ONE, flops=0.0, library_calls=1)
-    fused = planned(config, "model.config.compute.attention=splash")
+    fused = planned(config, "attention=splash", "unroll=2")
+    assert (fused.config.model.config.compute.attention, fused.config.model.config.compute.unroll) == ("splash", 2)
     assert fused.model_flops == whole.model_flops
     assert fused.step.roofline.compute == pytest.approx(1.0 + whole.model_flops / 8 / 197e12)
 
@@ -225,6 +226,10 @@ def test_a_state_that_is_too_large_is_not_compiled(config, compiled):
         (["config.json"], "a plan is of a config and a topology"),
         (["config.json", "--topology", "cpu:8", "--set", "train_samples=2 epochs"], "Give a number of samples"),
         (["config.json", "--topology", "cpu:8", "--set", "microbatch_size=4"], "must divide over 8 devices"),
+        (
+            ["config.json", "--topology", "cpu:8", "--set", "attention=cudnn"],
+            "attention: attention='cudnn' computes in",
+        ),
         (["--compare", "config.json", "config.json"], "this is no plan"),
     ],
 )

@@ -10,7 +10,7 @@ import pydantic
 from clip_data import SourceConfig
 from clip_data.buckets import REMOTE
 from clip_models import ClipConfig
-from clip_models.config import Interpolation, Padding, Remat, ResizeMode
+from clip_models.config import AttentionImplementation, Interpolation, Padding, Remat, ResizeMode
 from clip_sharding import MeshConfig, PartitionConfig
 from clip_train.augment import AugmentConfig
 from clip_train.checkpoint import CheckpointConfig
@@ -203,6 +203,9 @@ class TrainConfig:
         precision: of the towers' arithmetic; `auto` is bfloat16 on accelerators and float32 on CPUs. Parameters, norms,
             softmax and loss are float32.
         remat: activations that are computed again instead of kept.
+        attention: how the towers compute it: `auto`, `xla`, `cudnn` or `splash`; by default as the model says, which is
+            `auto` unless its config was written otherwise.
+        unroll: layers in a turn of the loop over them, which compile longer; by default as the model says, which is 1.
         checkpoint: when.
         log: where.
         guard: what is done about a step whose loss or gradient is not finite, or whose loss jumps.
@@ -227,6 +230,8 @@ class TrainConfig:
     sharding: Sharding = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Remat = "none"
+    attention: AttentionImplementation | None = None
+    unroll: int | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     guard: GuardConfig = GuardConfig()

@@ -27,6 +27,8 @@ ROUNDING = frozenset(
     {
         "microbatch_size",
         "remat",
+        "attention",
+        "unroll",
         "mesh",
         "sharding",
         "model.config.compute.remat",

@@ -80,7 +80,10 @@ def resolve(config: TrainConfig, *, platform: str | None = None) -> tuple[TrainC
     precision = config.precision
     if precision == "auto":
         precision = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
-    model = dataclasses.replace(model, compute=dataclasses.replace(model.compute, dtype=precision, remat=config.remat))
+    given = {name: value for name in ("attention", "unroll") if (value := getattr(config, name)) is not None}
+    with located(", ".join(given) or "precision, remat"):
+        compute = dataclasses.replace(model.compute, dtype=precision, remat=config.remat, **given)
+        model = dataclasses.replace(model, compute=compute)
     with located("loss"):
         kind = loss_kind(config.loss, model)
         model = first_logits(model, kind, config.global_batch_size, anew=_logits_anew(config.model, origin))
