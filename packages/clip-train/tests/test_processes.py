@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,10 @@ import optax
 import pytest
 from PIL import Image
 
-from clip_data import DataConfig, Pipeline, SourceConfig
+import clip_models
+from clip_data import DataConfig, Pipeline, SourceConfig, Tokenizer
 from clip_data.tfrecord import write_examples
+from clip_models import ClipConfig, PreprocessConfig, TextConfig, VisionConfig
 from clip_sharding import (
     MeshConfig,
     batch_readers,
@@ -35,7 +38,10 @@ from clip_train import cli, processes
 from clip_train.agreement import sum_counts
 from clip_train.checkpoint import Checkpoints
 from clip_train.config_file import ConfigError, located
+from clip_train.evaluate import Encoders, EvaluationConfig, evaluate
+from clip_train.inputs import data_config
 from clip_train.loop import Event, fit
+from clip_train.probe import ProbeConfig
 from clip_train.state import abstract_state, create_state
 from clip_train.step import make_step
 from clip_train.stop import Stop
@@ -129,8 +135,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(*command, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+# Of what is compared with itself: optimising it takes longer than running it.
+HASTY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def start(*command, devices=1, flags=""):
+    flags = f"--xla_force_host_platform_device_count={devices} {flags}"
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
@@ -198,6 +208,53 @@ def test_what_two_killed_processes_left_in_a_bucket_is_whole(bucket, tmp_path):
     assert check_continued(f"{bucket}/two", losses, tmp_path / "one") in (5, 10, 15)
 
 
+EVALUATIONS = {
+    "zeroshot_classification": {},
+    "zeroshot_retrieval": {"positives": "caption"},
+    "linear_probe": {"probe": ProbeConfig(epochs=1)},
+}
+
+
+def evaluated(squares, devices):
+    """What each evaluation finds with a random model; of the last batch, a second process has no row."""
+    model = ClipConfig(
+        vision=VisionConfig(image_size=16, patch_size=8, width=16, num_layers=1, num_heads=2),
+        text=TextConfig(vocab_size=16, max_length=6, width=16, num_layers=1, num_heads=2),
+        preprocess=PreprocessConfig(text_length=6, tokenizer=str(squares / "words")),
+    )
+    encoders = Encoders(model, make_mesh(MeshConfig(), devices))
+    rng = np.random.default_rng(0)  # drawn by hand: that compiles nothing
+    shapes = jax.eval_shape(lambda: clip_models.init(model, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    data = data_config(model)
+    sources = {
+        part: SourceConfig(format="tfrecord", shards=f"{squares}/{part}-*.tfrecord") for part in ("train", "test")
+    }
+    results = []
+    for task, options in EVALUATIONS.items():
+        learns = {"train": sources["train"]} if task == "linear_probe" else {}
+        config = EvaluationConfig(name=task, task=task, data=sources["test"], batch_size=16, **learns, **options)
+        result = evaluate(config, encoders, params, data, Tokenizer.of(data))
+        results.append([result.num_samples, *result.metrics.values()])
+    return results
+
+
+def test_two_processes_evaluate_as_one(squares):
+    port = free_port()
+    both = [start(__file__, str(squares), str(port), str(i), "measure", flags=HASTY) for i in range(2)]
+    try:
+        (printed, error), (also, _) = [process.communicate(timeout=300) for process in both]
+    finally:  # one that fails waits for the other
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], error
+    found = json.loads(printed.splitlines()[-1])
+    assert found == json.loads(also.splitlines()[-1])
+    assert [num for num, *_ in found] == [21, 21, 21]
+    for ours, alone in zip(found, evaluated(squares, jax.devices()[:1]), strict=True):
+        np.testing.assert_allclose(ours, alone, atol=1e-6)
+
+
 def test_what_one_process_cannot_is_told_once_and_ends_all(squares, tmp_path):
     place = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
     command = ("-m", "clip_train.cli", "run", str(squares / "config.json"), "--set", f"output_dir={tmp_path / 'run'}")
@@ -263,6 +320,9 @@ def test_a_process_that_fails_alone_tells_why_and_waits_for_nobody(monkeypatch, 
 def main():
     directory, port, process_id, *more = sys.argv[1:]
     start_processes(f"127.0.0.1:{port}", int(process_id), 2)
+    if "measure" in more:
+        sys.stdout.write(json.dumps(evaluated(Path(directory), None)) + "\n")
+        return
     sys.stdout.write("joined\n")
     if "and wait" in more:
         time.sleep(600)

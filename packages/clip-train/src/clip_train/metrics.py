@@ -26,7 +26,7 @@ def check_finite(values: FloatArray, what: str) -> None:
     Raises:
         ValueError: saying of how many rows.
     """
-    wrong = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if wrong.size:
         raise ValueError(
             f"{what} are finite numbers; {wrong.size:,} of {len(values):,} are not (the first is number {wrong[0]}, "
