@@ -1,5 +1,7 @@
 """The documentation names commands, flags and files that exist; `scripts/run_docs.py` runs what can be run anywhere."""
 
+import ast
+import importlib
 import re
 import runpy
 import shlex
@@ -78,6 +80,21 @@ def test_scripts_and_their_flags(page):
         assert path.is_file(), script
         for flag in re.findall(r"--[\w-]+", words.partition(" #")[0]):
             assert f'"{flag}"' in path.read_text("utf-8"), f"{script} does not take {flag}"
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("packages/*/benchmarks/*.py")]),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_what_scripts_import_of_us_is_there(script):
+    """Nothing else notices when what only they use is renamed."""
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clip_"):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                if not hasattr(module, name.name):
+                    importlib.import_module(f"{node.module}.{name.name}")
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)

@@ -47,6 +47,7 @@ def run(squares, tmp_path_factory):
     config = json.loads((squares / "config.json").read_text())
     config |= {"model": {"config": dataclasses.asdict(model)}, "output_dir": str(directory), "ema": {}}
     config["data"]["train"][0]["shards"] = str(squares / "train-*.tfrecord")
+    config["data"]["train"].append({"format": "webdataset", "shards": "gs://ours/pairs/*.tar"})
     Output(directory).write_config(config_to_json(parse_config(TrainConfig, config)))
     params = init(model, jax.random.key(0))
     ema = jax.tree.map(jnp.negative, params)
@@ -152,6 +153,7 @@ def test_the_card_says_what_the_model_is(run, tmp_path):
         "parameters, after step 7",
         "| pairs seen | 112 |",
         "| tfrecord | train-*.tfrecord | 1.0 |",
+        "| webdataset | *.tar | 1.0 |",
         "| colours | zeroshot_classification |  | acc1 | 0.75 |",
         "measured with the moving averages, which are not the weights that are here",
         'SiglipModel.from_pretrained("model")',
@@ -159,6 +161,7 @@ def test_the_card_says_what_the_model_is(run, tmp_path):
     ):
         assert said in card, said
     assert str(tmp_path.parent) not in card
+    assert "gs://" not in card
     compile(programs_of(card), "card", "exec")
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clip_data.buckets import REMOTE
 from clip_models.formats.model_card import write_model_card
 from clip_models.formats.tokenizer import read_tokenizer
 from clip_train import jax_export
@@ -137,7 +138,7 @@ def _environment(output: Output) -> dict[str, str]:
 
 
 def _public(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without the folders of the machine it ran on."""
+    """A config without the folders of the machine it ran on, and without its buckets."""
     tree = {name: value for name, value in config.items() if name not in ("output_dir", "log")}
     return _shorten(tree)
 
@@ -147,7 +148,8 @@ def _shorten(value: Any) -> Any:
         return {name: _shorten(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_shorten(item) for item in value]
-    return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
+    is_place = isinstance(value, str) and (os.path.isabs(value) or value.startswith(REMOTE))
+    return os.path.basename(value.rstrip("/")) if is_place else value
 
 
 def _in_words(value: Any) -> str:
