@@ -48,7 +48,7 @@ def test_low_rank_pairs_hold_the_towers_and_tell_before_from_after(folder, confi
     results = json.loads((out / "results.json").read_text())
     assert results["before"].keys() == results["after"].keys() == {f"colours/{m}" for m in METRICS}
     with Checkpoints(out / "run" / "checkpoints") as checkpoints:
-        kept = checkpoints._manager.item_metadata(3)
+        kept = checkpoints._store._manager.item_metadata(3)
     params, opt_state, updates = [
         sum(np.prod(x.shape) for x in jax.tree.leaves(part))
         for part in (kept.params, kept.opt_state, kept.params["lora"])

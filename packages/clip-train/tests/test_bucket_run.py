@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -68,33 +69,34 @@ def test_the_newest_steps_are_kept_and_the_newest_whole_one_is_read(bucket, abst
     assert (step, torn, cursor) == (20, (30,), {"batch": 20})
     assert restore(place, abstract)[:2] == (20, ())  # put aside, and told once
     sent = []
-    monkeypatch.setattr(Checkpoints, "_send", lambda *args, send=Checkpoints._send: (sent.append(args[2]), send(*args)))
+    monkeypatch.setattr(BucketSteps, "_send", lambda *args, send=BucketSteps._send: (sent.append(args[1]), send(*args)))
     save(place, abstract, 30, 30)  # the second time it is on its way
     assert sent == [30]
     assert restore(place, abstract)[:2] == (30, ())
 
 
-def test_what_several_processes_write_counts_once_all_have(bucket, tmp_path):
-    for i in range(2):
-        (tmp_path / str(i)).write_text("x" * i)
-    place = f"{bucket}/several"
+def test_what_several_processes_write_counts_once_all_have(bucket):
+    place, x = f"{bucket}/several", {"x": jnp.arange(3.0)}
     before = BucketSteps(place, process_index=0, process_count=2, start="a")
-    writers = [BucketSteps(place, process_index=i, process_count=2, start="b") for i in range(2)]
-    before.put(1, tmp_path, ["0"])
-    writers[1].put(1, tmp_path, ["1"])
-    assert writers[0].whole() == []  # two starts, each of which wrote a part
-    writers[0].put(1, tmp_path, ["0"])
-    assert writers[0].whole() == [1]
-    assert writers[0].get(1, tmp_path / "got") == 2
-    assert sorted(path.name for path in (tmp_path / "got").iterdir()) == ["0", "1"]
+    first, second = (BucketSteps(place, process_index=i, process_count=2, start="b") for i in range(2))
+    for steps, trees in (before, {}), (second, {"params": x}):
+        steps.save(1, trees, {}, before=lambda: None)
+        steps.wait()
+    assert first.steps() == []  # two starts, each of which wrote a part
+    first.save(1, {}, {"step": 1}, before=lambda: None)
+    first.wait()
+    assert first.steps() == [1]
+    read = first.read(1, {"params": jax.eval_shape(lambda: x)})
+    assert read["progress"] == {"step": 1}
+    np.testing.assert_array_equal(read["params"]["x"], x["x"])
 
 
 def test_a_store_that_fails_tears_nothing(bucket, abstract, monkeypatch):
     place, told = f"{bucket}/failing", []
     save(place, abstract, 1)
 
-    def refuse(path, file):
-        raise OSError(f"{path} cannot be written: 503")
+    def refuse(path, *_):
+        raise OSError(f"{path} does not answer: 503")
 
     with monkeypatch.context() as patch:
         patch.setattr("clip_train.bucket_steps.write_object", refuse)
@@ -103,7 +105,7 @@ def test_a_store_that_fails_tears_nothing(bucket, abstract, monkeypatch):
     assert "The checkpoint of step 2 could not be written" in told[0]
     with monkeypatch.context() as patch:
         patch.setattr("clip_train.bucket_steps.read_object", refuse)
-        with pytest.raises(TypeError), Checkpoints(place) as checkpoints:  # and the checkpoint stays what it is
+        with pytest.raises(OSError, match=r"step 1 .* cannot be read now: .* 503"), Checkpoints(place) as checkpoints:
             checkpoints.restore(abstract)
     assert restore(place, abstract)[:2] == (1, ())
 
@@ -147,15 +149,15 @@ def test_a_run_in_a_bucket_continues_where_it_was(bucket, squares, tmp_path, cap
     place = f"{bucket}/runs/a"
     changes = ["train_samples=96", "checkpoint.every_steps=2", "evaluation=[]", f"output_dir={place}"]
     arguments = ["run", str(squares / "config.json"), *(word for change in changes for word in ("--set", change))]
-    send = Checkpoints._send
+    send = BucketSteps._send
 
-    def fails(self, steps, step, before):
+    def fails(self, step, *content):
         if step > 2:
             raise OSError("503")
-        send(self, steps, step, before)
+        send(self, step, *content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "_send", fails)
+        patch.setattr(BucketSteps, "_send", fails)
         assert main(arguments) == 2
     assert f"The checkpoint of step 6 could not be written to {place}/checkpoints: 503" in capsys.readouterr().err
     before = rows_of(place, tmp_path)

@@ -113,7 +113,7 @@ def test_what_cannot_be_read_now_is_not_put_aside(saved, abstract, tmp_path, mon
     with Checkpoints(directory) as checkpoints:
         with monkeypatch.context() as patch:
             error = OSError(errno.EIO, "Input/output error")
-            patch.setattr(checkpoints._manager, "restore", mock.Mock(side_effect=error))
+            patch.setattr(checkpoints._store, "read", mock.Mock(side_effect=error))
             with pytest.raises(
                 OSError, match=r"of step 2 in .* cannot be read now: .*Input/output error.* stays where"
             ):
@@ -208,8 +208,8 @@ def test_a_step_that_is_on_its_way_is_not_written_again(abstract, tmp_path):
     state = create_state(functools.partial(make, 3.0), optax.adam(1e-3), abstract)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
-        before = checkpoints._manager.save
-        checkpoints._manager.save = pytest.fail
+        before = checkpoints._store.save
+        checkpoints._store.save = pytest.fail
         checkpoints.save(1, state, {})
-        checkpoints._manager.save = before
+        checkpoints._store.save = before
         assert names(tmp_path) == ["1"]

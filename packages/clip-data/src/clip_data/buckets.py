@@ -15,7 +15,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import timedelta
@@ -71,14 +71,16 @@ class RemoteShard:
         return bytes(self._data[offset : offset + length])
 
 
-def read_object(path: str) -> memoryview:
-    """Reads an object.
+def read_object(path: str, start: int = 0, length: int | None = None) -> memoryview:
+    """Reads an object, or a part of it.
 
     Args:
         path: ``gs://`` or ``s3://``.
+        start: First byte.
+        length: So many bytes. None: all that follow.
 
     Returns:
-        Its bytes.
+        The bytes; fewer where the object ends before.
 
     Raises:
         FileNotFoundError: There is none.
@@ -94,9 +96,10 @@ def read_object(path: str) -> memoryview:
         return filesystem.open_input_file(inner), info.size
 
     stream, size = _retried(path, open_it)
-    data, offset = memoryview(bytearray(size)), 0
+    end = size if length is None else min(start + length, size)
+    data, offset = memoryview(bytearray(max(end - start, 0))), start
     retries = _Retries(path)
-    while offset < size:
+    while offset < end:
         try:
             if stream is None:
                 stream, now = _in_time(open_it)
@@ -104,14 +107,14 @@ def read_object(path: str) -> memoryview:
                     raise ValueError(f"{path} changed its size from {size} to {now} bytes while it was read")
             if stream.closed:  # as pyarrow's of GCS is from the start where its first request failed
                 raise OSError("the store closed the connection")
-            chunk = _in_time(functools.partial(stream.read_at, min(_CHUNK_BYTES, size - offset), offset))
+            chunk = _in_time(functools.partial(stream.read_at, min(_CHUNK_BYTES, end - offset), offset))
             if not chunk:
                 raise OSError("the store closed the connection")
         except OSError as error:
             stream = None
             retries.wait(error)
         else:
-            data[offset : offset + len(chunk)] = chunk
+            data[offset - start : offset - start + len(chunk)] = chunk
             offset += len(chunk)
             retries.restart()
     return data
@@ -145,12 +148,12 @@ def list_objects(pattern: str) -> list[str]:
     )
 
 
-def write_object(path: str, file: str | os.PathLike[str]) -> None:
-    """Writes an object, from a local file.
+def write_object(path: str, content: str | os.PathLike[str] | Sequence[memoryview]) -> None:
+    """Writes an object.
 
     Args:
         path: ``gs://`` or ``s3://``; an existing object is replaced.
-        file: What is to be in it.
+        content: A local file that holds it, or its bytes, one after the other.
 
     Raises:
         OSError: It may not be written, or was not for five minutes, whatever was tried; the message names it.
@@ -158,24 +161,37 @@ def write_object(path: str, file: str | os.PathLike[str]) -> None:
     from pyarrow import ArrowInvalid
 
     filesystem, inner = _filesystem(path, writes=True)
-    size, furthest = os.path.getsize(file), 0
+    furthest = 0
     retries = _Retries(path)
     while True:
+        sent = 0
         try:
-            with open(file, "rb") as source, filesystem.open_output_stream(inner) as stream:
-                while chunk := source.read(_CHUNK_BYTES):
+            with filesystem.open_output_stream(inner) as stream:
+                for chunk in _chunks(content):
                     stream.write(chunk)
-                    if source.tell() > furthest:
-                        furthest = source.tell()
+                    sent += len(chunk)
+                    if sent > furthest:
+                        furthest = sent
                         retries.restart()
             written = filesystem.get_file_info(inner).size
-            if written != size:
-                raise OSError(f"{written} bytes arrived of {size}")
+            if written != sent:
+                raise OSError(f"{written} bytes arrived of {sent}")
         except (OSError, ArrowInvalid) as error:  # the latter is what an upload out of step is answered with
             kind = type(error) if isinstance(error, OSError) else OSError
             retries.wait(kind(f"{path} cannot be written: {error}"))
         else:
             return
+
+
+def _chunks(content: str | os.PathLike[str] | Sequence[memoryview]) -> Iterator[bytes | memoryview]:
+    if isinstance(content, str | os.PathLike):
+        with open(content, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    else:
+        for data in content:
+            for start in range(0, len(data), _CHUNK_BYTES):
+                yield data[start : start + _CHUNK_BYTES]
 
 
 def delete_object(path: str) -> None:
