@@ -51,8 +51,9 @@ LOSSES = ("sigmoid", "softmax", "caption", "both", "distillation")
 TIMES = ("seconds", "data_", "images_per_second", "mfu", "memory")
 DECODER = {"vocab_size": 46, "max_length": 12, "width": 96, "num_layers": 2, "num_heads": 4}
 NUM_SHARDS = 3
-# After so long without an end a process hangs: of several, one sees within a minute that another is gone.
-HANGS = 240.0
+# After so long without an end a process hangs. One of several sees within a minute that another is gone, and waits five
+# minutes for those that never came.
+HANGS = 400.0
 
 
 def write_data(source, folder, format):
