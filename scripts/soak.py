@@ -51,8 +51,9 @@ LOSSES = ("sigmoid", "softmax", "caption", "both", "distillation")
 TIMES = ("seconds", "data_", "images_per_second", "mfu", "memory")
 DECODER = {"vocab_size": 46, "max_length": 12, "width": 96, "num_layers": 2, "num_heads": 4}
 NUM_SHARDS = 3
-# After so long without an end a process hangs: of several, one sees within a minute that another is gone.
-HANGS = 240.0
+# After so long without an end a process hangs. One of several sees within a minute that another is gone, and waits five
+# minutes for those that never came.
+HANGS = 400.0
 
 
 def write_data(source, folder, format):
@@ -137,9 +138,14 @@ def start(args, output, overrides, devices):
     ]
 
 
-def end(processes, rng, seconds):
-    """Let a start run for so long, then end it in one of several ways; in which, and its processes' statuses."""
-    deadline = time.monotonic() + seconds
+def end(processes, rng, longest, has_begun):
+    """Let a start run for a while, then end it in one of several ways; when and how, and its processes' statuses."""
+    began = time.monotonic()
+    # Half of the starts are ended anywhere, the set-up too, and half once they train.
+    if rng.random() < 0.5:
+        while all(process.poll() is None for process in processes) and not has_begun():
+            time.sleep(0.2)
+    deadline = time.monotonic() + rng.uniform(0, longest)
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=max(deadline - time.monotonic(), 0))
@@ -155,7 +161,8 @@ def end(processes, rng, seconds):
             process.kill()
             process.wait()
             raise
-    return f"{number.name} to {len(chosen)} of {len(processes)}", [process.returncode for process in processes]
+    how = f"{number.name} to {len(chosen)} of {len(processes)} after {deadline - began:4.1f} s"
+    return how, [process.returncode for process in processes]
 
 
 def finish(args, output, overrides, devices):
@@ -240,10 +247,10 @@ def main():
 
     for kill in range(args.kills):
         processes = start(args, killed, overrides, next(devices))
-        before, seconds = len(rows_of(killed)), rng.uniform(0, args.longest)
-        how, statuses = end(processes, rng, seconds)
-        after = len(rows_of(killed))
-        print(f"{kill + 1:3}  {how} after {seconds:4.1f} s  status {statuses}  rows {before} -> {after}", flush=True)
+        before = metrics_of(killed)
+        how, statuses = end(processes, rng, args.longest, lambda before=before: metrics_of(killed) != before)
+        rows = f"{len(before.splitlines())} -> {len(rows_of(killed))}"
+        print(f"{kill + 1:3}  {how}  status {statuses}  rows {rows}", flush=True)
     began = time.monotonic()
     finish(args, killed, overrides, next(devices))
     print(f"the last start ran to the end in {time.monotonic() - began:.0f} s")

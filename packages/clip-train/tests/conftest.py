@@ -87,6 +87,25 @@ def squares(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """What is compiled in a module, also by the processes that it starts, is compiled once."""
+    import jax
+
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def bucket(request, tmp_path_factory):
     """An empty bucket's address, in a store on this machine: those that clip-data's tests read from."""

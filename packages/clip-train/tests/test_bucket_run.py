@@ -143,7 +143,7 @@ def test_a_killed_process_leaves_no_room_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_in_a_bucket_continues_where_it_was(bucket, squares, tmp_path, capsys, monkeypatch):
+def test_a_run_in_a_bucket_continues_where_it_was(compiled_once, bucket, squares, tmp_path, capsys, monkeypatch):
     if bucket.startswith("s3"):
         pytest.skip("what differs between stores is shown above")
     place = f"{bucket}/runs/a"

@@ -136,6 +136,10 @@ def test_an_optimizers_state_of_another_shape_is_not_cut_to_fit(saved, abstract)
 def test_a_finished_run_may_be_asked_for_more_steps_and_nothing_else(tmp_path):
     output, config = Output(tmp_path / "run"), {"train_samples": 32, "seed": 0, "log": {"to": ["jsonl"]}}
     assert not output.claim(config)
+    output.root.mkdir()
+    for left in ("lock", "config.json.new"):  # by a start that was killed
+        (output.root / left).touch()
+    assert not output.claim(config)
     output.write_config(config)
     assert not output.is_finished(config)
     output.results.write_text("{}")

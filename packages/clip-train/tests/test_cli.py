@@ -18,7 +18,7 @@ from clip_train.jsonl import read_jsonl
 
 
 @pytest.fixture(scope="module")
-def finished(squares, tmp_path_factory):
+def finished(squares, compiled_once, tmp_path_factory):
     """A run from start to end, in this process, on eight devices."""
     output = tmp_path_factory.mktemp("finished") / "run"
     assert main(["run", str(squares / "config.json"), "--set", f"output_dir={output}"]) == 0
@@ -56,7 +56,8 @@ def test_a_run_learns_and_leaves_its_files(finished):
     assert "colours/acc1" in before
     assert "loss" not in before
     assert {"loss", "grad_norm", "learning_rate", "logit_scale", "logit_bias", "images_per_second"} <= rows[0].keys()
-    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]  # which begins at the best that no picture tells apart
+    # From above chance, 3.74, to near what equal captions in a batch leave.
+    assert rows[0]["loss"] > 3.74 > 2.5 > rows[-1]["loss"]
     assert [row["step"] for row in rows if "colours/acc1" in row] == [60, 120]
     assert {"grad_norm/vision", "update_norm/text", "param_norm", "verdict"} <= rows[0].keys()
     results = {

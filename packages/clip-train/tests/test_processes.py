@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ from clip_sharding import (
     strategy,
     to_global,
 )
-from clip_train import cli, processes
+from clip_train import cli, processes, screen
 from clip_train.agreement import sum_counts
 from clip_train.checkpoint import Checkpoints
 from clip_train.config_file import ConfigError, located
@@ -42,6 +43,7 @@ from clip_train.evaluate import Encoders, EvaluationConfig, evaluate
 from clip_train.inputs import data_config
 from clip_train.loop import Event, fit
 from clip_train.probe import ProbeConfig
+from clip_train.screen import make_console, say_of_this_process
 from clip_train.state import abstract_state, create_state
 from clip_train.step import make_step
 from clip_train.stop import Stop
@@ -288,6 +290,17 @@ def test_what_one_process_refuses_all_refuse(monkeypatch, capsys):
     monkeypatch.setattr(processes.jax, "process_index", lambda: 0)
     assert cli.guarded(action, debug=False) == 2
     assert capsys.readouterr().err == "error: process 2 of 3: data.train: no shard at a.tar\n"
+
+
+def test_a_process_that_has_something_to_say_names_itself(monkeypatch, capsys):
+    say_of_this_process(make_console())("No batch for 30 s")
+    assert capsys.readouterr() == ("Warning: No batch for 30 s\n", "")
+    monkeypatch.setattr(screen, "several", lambda: True)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    say_of_this_process(make_console())("No batch for 30 s")
+    printed, told = capsys.readouterr()
+    assert printed == ""
+    assert re.fullmatch(r"Warning: process 1 of 1, on \S+: No batch for 30 s\n", told)
 
 
 def test_a_fault_of_all_is_told_as_that_of_one(monkeypatch):

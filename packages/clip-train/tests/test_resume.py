@@ -34,15 +34,7 @@ EVALUATION = {
 TIMES = ("seconds", "data_", "images_per_second", "memory")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +60,7 @@ def go(config, output, *changes):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory):
+def whole(config, compiled_once, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "run"
     assert go(config, output) == 0
     return output

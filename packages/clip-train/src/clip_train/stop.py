@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -13,6 +14,9 @@ import jax
 from clip_train.agreement import Agreement
 
 T = TypeVar("T")
+
+_HEARD = b"\nStopping after this step, and saving."
+_TWICE = b" Ctrl-C again ends at once, without saving."
 
 
 class Interrupted(KeyboardInterrupt):
@@ -79,6 +83,8 @@ class Stop:
         again = self.signal is not None
         if not again:
             self.signal = signal.Signals(number)
+            # Not by print, which may be interrupted within itself.
+            os.write(2, _HEARD + (_TWICE if number == signal.SIGINT else b"") + b"\n")
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self._breaks_off and not again:
