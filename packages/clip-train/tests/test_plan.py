@@ -3,18 +3,20 @@
 import dataclasses
 import functools
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import clip_train.plan
-from clip_models import ClipConfig, TextConfig, VisionConfig, init, save_pretrained
-from clip_sharding import CHIPS, DoesNotFitError, Plan, Roofline, bytes_per_device, find_topology
+from clip_models import ClipConfig, TextConfig, VisionConfig, init, preset, save_pretrained
+from clip_sharding import CHIPS, DoesNotFitError, MeshConfig, Plan, Roofline, bytes_per_device, find_topology
 from clip_train.cli import main
 from clip_train.config import TrainConfig
 from clip_train.config_file import ConfigError, read_config
 from clip_train.plan import plan_run, search
+from clip_train.program import _mesh_for
 
 CONFIG = {
     "output_dir": "run",
@@ -146,6 +148,9 @@ def test_fsdp_by_itself_takes_the_devices_that_divide_every_parameter(config, co
     narrow = 'model.config.text={"vocab_size": 16, "max_length": 6, "width": 36, "num_layers": 1, "num_heads": 2}'
     found = planned(config, "sharding=fsdp", narrow, "model.config.projection_dim=32")
     assert found.mesh == {"data": 2, "fsdp": 4, "model": 1}
+    # So400m on two slices of 256: its parameters go over devices of one.
+    devices = [types.SimpleNamespace(slice_index=i // 256) for i in range(512)]
+    assert _mesh_for("fsdp", preset("siglip-so400m-14-224"), devices) == MeshConfig(data=-1, fsdp=16)
 
 
 @pytest.mark.parametrize(

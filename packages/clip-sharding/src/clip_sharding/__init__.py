@@ -4,7 +4,7 @@ from clip_sharding.batch import BATCH_AXES, batch_readers, batch_sharding, to_gl
 from clip_sharding.chips import CHIPS, Chip, chip_of
 from clip_sharding.exchange import exchange, gather_items, gather_rows
 from clip_sharding.flops import count_flops
-from clip_sharding.mesh import MeshConfig, SlicesConfig, make_mesh
+from clip_sharding.mesh import MeshConfig, SlicesConfig, count_slices, make_mesh
 from clip_sharding.plan import DoesNotFitError, Plan, plan
 from clip_sharding.processes import start_processes
 from clip_sharding.roofline import Roofline
@@ -39,6 +39,7 @@ __all__ = [
     "chip_of",
     "constraint",
     "count_flops",
+    "count_slices",
     "dividing_size",
     "exchange",
     "find_topology",

@@ -119,7 +119,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     """
     devices = jax.devices() if devices is None else devices
     types = (AxisType.Auto,) * len(AXES)
-    num_slices = _count_slices(devices)
+    num_slices = count_slices(devices)
     resolved = (config or MeshConfig()).resolve(len(devices), num_slices)
     sizes, slices = resolved.sizes, (resolved.slices or SlicesConfig()).sizes
     if num_slices == 1:
@@ -133,7 +133,12 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     return Mesh(grid, AXES, axis_types=types)
 
 
-def _count_slices(devices: Sequence[Any]) -> int:
+def count_slices(devices: Sequence[Any]) -> int:
+    """On how many slices (or hosts of GPUs, which jax counts as such) devices are.
+
+    Raises:
+        ValueError: some slices have more of them than others.
+    """
     sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
     if len(set(sizes.values())) > 1:
         raise ValueError(f"every slice must have as many devices as the others; got {dict(sizes)}")

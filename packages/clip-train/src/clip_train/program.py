@@ -24,6 +24,7 @@ from clip_sharding import (
     Rules,
     batch_sharding,
     count_flops,
+    count_slices,
     dividing_size,
     make_mesh,
     shardings,
@@ -240,8 +241,8 @@ def place(
     with located("sharding"):
         rules = strategy(given)
     with located("mesh"):
-        num_devices = jax.device_count() if devices is None else len(devices)
-        mesh = make_mesh(config.mesh or _mesh_for(given, model, num_devices), devices)
+        devices = jax.devices() if devices is None else devices
+        mesh = make_mesh(config.mesh or _mesh_for(given, model, devices), devices)
     with located("sharding"):
         rules.check(mesh, None if isinstance(given, str | PartitionConfig) else _axis_names(model))
         _check_heads(rules, mesh, model)
@@ -329,10 +330,11 @@ def _suiting(mesh: MeshConfig) -> str:
     return "+".join(used) or "replicated"
 
 
-def _mesh_for(given: Any, model: ClipConfig, num_devices: int) -> MeshConfig:
-    """The mesh of a config that gives none: `fsdp` over as many devices as divide every parameter, else `data`."""
+def _mesh_for(given: Any, model: ClipConfig, devices: Sequence[Any]) -> MeshConfig:
+    """The mesh of a config that gives none: `fsdp` over as many devices of a slice as divide every parameter."""
     if given != "fsdp":
         return MeshConfig()
+    num_devices = len(devices) // count_slices(devices)
     shapes = jax.eval_shape(functools.partial(init, model), jax.random.key(0))
     return MeshConfig(data=-1, fsdp=dividing_size(strategy(given), "fsdp", num_devices, logical_axes(model), shapes))
 
